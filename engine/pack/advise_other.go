@@ -1,0 +1,6 @@
+//go:build !linux
+
+package pack
+
+// adviseSequential does nothing where there is no such advice.
+func adviseSequential(int) {}
