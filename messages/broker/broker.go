@@ -1,0 +1,120 @@
+// Package broker is a NATS server inside this process, without a socket, for
+// commands that are given no other: the embedded shape. Its streams live in
+// memory and die with the process, which is right there: the command that
+// published a job waits for it, and PostgreSQL asks again after a failure.
+//
+// It is not for keeping anything: a server whose store file is damaged can
+// take all memory at start, so a broker that keeps data runs in its own
+// process.
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// MaxPayload of the embedded broker in bytes.
+const MaxPayload = 8 << 20
+
+// Embedded is a running server. It satisfies bus.InProcess.
+type Embedded struct {
+	s   *server.Server
+	dir string
+}
+
+// Options of Start.
+type Options struct {
+	// MaxMemory bounds the streams in bytes. 0 is 256 MiB.
+	MaxMemory int64
+	// Listen is a loopback address such as 127.0.0.1:0, for tests and for
+	// several processes on one host; empty opens no socket.
+	Listen string
+	// StoreDir keeps file streams there; empty is a temporary directory
+	// that Stop removes, for memory streams.
+	StoreDir string
+}
+
+// Start runs a server and waits until it takes connections.
+func Start(opt Options) (*Embedded, error) {
+	if opt.MaxMemory == 0 {
+		opt.MaxMemory = 256 << 20
+	}
+	e := &Embedded{}
+	if opt.StoreDir == "" {
+		// JetStream wants a directory even if nothing is ever stored in it.
+		dir, err := os.MkdirTemp("", "walherd-broker-")
+		if err != nil {
+			return nil, fmt.Errorf("make the embedded broker's directory: %w (set TMPDIR to a writable directory)", err)
+		}
+		opt.StoreDir, e.dir = dir, dir
+	}
+	so := &server.Options{
+		ServerName: "walherd-embedded", DontListen: opt.Listen == "", NoLog: true, NoSigs: true,
+		JetStream: true, StoreDir: opt.StoreDir, JetStreamMaxMemory: opt.MaxMemory,
+		JetStreamMaxStore: 64 << 30, MaxPayload: MaxPayload, DisableJetStreamBanner: true,
+	}
+	if opt.Listen != "" {
+		host, port, err := splitLoopback(opt.Listen)
+		if err != nil {
+			e.removeDir()
+			return nil, err
+		}
+		so.Host, so.Port = host, port
+	}
+	s, err := server.NewServer(so)
+	if err != nil {
+		e.removeDir()
+		return nil, fmt.Errorf("start embedded broker: %w", err)
+	}
+	e.s = s
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		e.Stop()
+		return nil, errors.New("start embedded broker: not ready after 10s")
+	}
+	return e, nil
+}
+
+func splitLoopback(addr string) (string, int, error) {
+	a, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("broker address %q: %w", addr, err)
+	}
+	if !a.IP.IsLoopback() {
+		return "", 0, fmt.Errorf("broker address %q: the embedded broker listens on loopback only; run nats-server for others", addr)
+	}
+	if a.Port == 0 {
+		return a.IP.String(), server.RANDOM_PORT, nil
+	}
+	return a.IP.String(), a.Port, nil
+}
+
+// InProcessConn connects to the server through a pipe.
+func (e *Embedded) InProcessConn() (net.Conn, error) { return e.s.InProcessConn() }
+
+// URL is the address for other processes; empty without Listen.
+func (e *Embedded) URL() string {
+	if e.s.Addr() == nil {
+		return ""
+	}
+	return e.s.ClientURL()
+}
+
+// Stop shuts the server down and waits for it.
+func (e *Embedded) Stop() {
+	e.s.Shutdown()
+	e.s.WaitForShutdown()
+	e.removeDir()
+}
+
+func (e *Embedded) removeDir() {
+	if e.dir != "" {
+		// Best effort: it is in TMPDIR and holds nothing.
+		_ = os.RemoveAll(e.dir)
+	}
+}

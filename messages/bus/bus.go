@@ -1,0 +1,351 @@
+// Package bus is walherd's connection to a broker, and the only importer of
+// nats.go: publishing with acknowledgement, pulling jobs, settling them by
+// their outcome, core requests, and the admin calls that topology needs.
+//
+// It fails by returning errors: a publish that was not acknowledged in time is
+// an error (the message may or may not be stored), a lost connection is
+// retried for ever in the background while calls fail by their own contexts.
+// Nothing here blocks without a context.
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/walherd/walherd/messages/topology"
+)
+
+// InProcess is a broker inside this process (messages/broker).
+type InProcess interface {
+	InProcessConn() (net.Conn, error)
+}
+
+// Options of Connect.
+type Options struct {
+	// URL of the broker, several separated by commas. Ignored with InProcess.
+	URL string
+	// InProcess, if set, is used instead of URL, without a socket.
+	InProcess InProcess
+	// Name of this connection, shown by the broker's monitoring.
+	Name   string
+	Logger *slog.Logger
+	// ConnectTimeout bounds Connect. 0 is 10 s.
+	ConnectTimeout time.Duration
+}
+
+// Bus is one connection. It is safe for concurrent use.
+type Bus struct {
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
+	// trace writes and reads the W3C traceparent header.
+	trace propagation.TraceContext
+	// streams keeps handles by name: opening one costs a round trip.
+	streams sync.Map
+}
+
+func (b *Bus) stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	if s, ok := b.streams.Load(name); ok {
+		return s.(jetstream.Stream), nil
+	}
+	s, err := b.js.Stream(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open stream %s: %w", name, adminError(err))
+	}
+	b.streams.Store(name, s)
+	return s, nil
+}
+
+// ErrUnavailable marks a broker that cannot be reached or does not answer.
+var ErrUnavailable = errors.New("message broker unavailable")
+
+// Connect dials the broker. The caller closes the bus.
+func Connect(ctx context.Context, opt Options) (*Bus, error) {
+	log := opt.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	timeout := opt.ConnectTimeout
+	if timeout == 0 {
+		timeout = 10 * time.Second
+	}
+	options := []nats.Option{
+		nats.Name(opt.Name),
+		nats.Timeout(timeout),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("lost the message broker, reconnecting", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("message broker is back", "url", nc.ConnectedUrlRedacted()) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			log.Warn("message broker reported an error", "error", err)
+		}),
+	}
+	if opt.InProcess != nil {
+		options = append(options, nats.InProcessServer(opt.InProcess))
+	}
+	nc, err := nats.Connect(opt.URL, options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to message broker %s: %w: %w (check WALHERD_NATS_URL)", opt.URL, ErrUnavailable, err)
+	}
+	if err := ctx.Err(); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(30*time.Second))
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	return &Bus{nc: nc, js: js, log: log}, nil
+}
+
+// Close flushes what was published and closes the connection.
+func (b *Bus) Close() {
+	if err := b.nc.FlushTimeout(2 * time.Second); err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		b.log.Warn("flush message broker connection", "error", err)
+	}
+	b.nc.Close()
+}
+
+// MaxPayload is the broker's limit for one message in bytes.
+func (b *Bus) MaxPayload() int64 { return b.nc.MaxPayload() }
+
+// Header carries a message's metadata; keys are case-sensitive.
+type Header = nats.Header
+
+// carrier lets the propagator read and write a header. The propagator's own
+// key is lower-case and NATS keeps case, so keys are used as they are.
+type carrier Header
+
+func (c carrier) Get(key string) string {
+	if v := c[key]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+func (c carrier) Set(key, value string) { c[key] = []string{value} }
+func (c carrier) Keys() []string {
+	keys := make([]string, 0, len(c))
+	for k := range c {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+// message builds a message with the context's trace in its header.
+func (b *Bus) message(ctx context.Context, subject string, h Header, data []byte) *nats.Msg {
+	if h == nil {
+		h = Header{}
+	}
+	b.trace.Inject(ctx, carrier(h))
+	return &nats.Msg{Subject: subject, Header: h, Data: data}
+}
+
+// TraceContext returns ctx with the trace that a message carries.
+func (b *Bus) TraceContext(ctx context.Context, h Header) context.Context {
+	return b.trace.Extract(ctx, carrier(h))
+}
+
+// Publish stores a message in the stream of its subject and returns its
+// sequence number once the broker acknowledged it. Every error means: not
+// acknowledged.
+func (b *Bus) Publish(ctx context.Context, subject string, h Header, data []byte) (uint64, error) {
+	ack, err := b.js.PublishMsg(ctx, b.message(ctx, subject, h, data))
+	if err != nil {
+		return 0, publishError(subject, err)
+	}
+	return ack.Sequence, nil
+}
+
+// Pending is an acknowledgement that is still to come.
+type Pending struct {
+	subject string
+	future  jetstream.PubAckFuture
+}
+
+// PublishAsync publishes without waiting. data must stay as it is until Wait
+// returns.
+func (b *Bus) PublishAsync(ctx context.Context, subject string, h Header, data []byte) (Pending, error) {
+	// The library's default stall wait of 200 ms trips whenever the broker
+	// syncs every message.
+	f, err := b.js.PublishMsgAsync(b.message(ctx, subject, h, data), jetstream.WithStallWait(30*time.Second))
+	if err != nil {
+		return Pending{}, publishError(subject, err)
+	}
+	return Pending{subject: subject, future: f}, nil
+}
+
+// Wait returns the sequence number once the broker acknowledged the message.
+func (p Pending) Wait(ctx context.Context) (uint64, error) {
+	select {
+	case ack := <-p.future.Ok():
+		return ack.Sequence, nil
+	case err := <-p.future.Err():
+		return 0, publishError(p.subject, err)
+	case <-ctx.Done():
+		return 0, publishError(p.subject, context.Cause(ctx))
+	}
+}
+
+func publishError(subject string, err error) error {
+	if unavailable(err) {
+		return fmt.Errorf("publish %s: %w: %w", subject, ErrUnavailable, err)
+	}
+	return fmt.Errorf("publish %s: %w", subject, err)
+}
+
+func unavailable(err error) bool {
+	for _, e := range []error{
+		nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrConnectionReconnecting,
+		nats.ErrDisconnected, nats.ErrNoServers, jetstream.ErrNoStreamResponse, jetstream.ErrAsyncPublishTimeout,
+		context.DeadlineExceeded,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// Notify sends a message that nobody acknowledges: at most once.
+func (b *Bus) Notify(ctx context.Context, subject string, h Header, data []byte) error {
+	if err := b.nc.PublishMsg(b.message(ctx, subject, h, data)); err != nil {
+		return fmt.Errorf("send %s: %w", subject, err)
+	}
+	return nil
+}
+
+// ErrNobody means that no process listens on the subject of a Request.
+var ErrNobody = errors.New("nobody answers")
+
+// Request sends a message and awaits one answer.
+func (b *Bus) Request(ctx context.Context, subject string, data []byte) ([]byte, error) {
+	m, err := b.nc.RequestMsgWithContext(ctx, b.message(ctx, subject, nil, data))
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return nil, fmt.Errorf("request %s: %w", subject, ErrNobody)
+	case err != nil:
+		return nil, fmt.Errorf("request %s: %w", subject, err)
+	}
+	return m.Data, nil
+}
+
+// Incoming is a message got by Listen.
+type Incoming struct {
+	Header Header
+	Data   []byte
+	msg    *nats.Msg
+}
+
+// Respond answers a Request; for a Notify it does nothing.
+func (m Incoming) Respond(data []byte) error {
+	if m.msg.Reply == "" {
+		return nil
+	}
+	if err := m.msg.Respond(data); err != nil {
+		return fmt.Errorf("respond to %s: %w", m.msg.Subject, err)
+	}
+	return nil
+}
+
+// Listen calls fn for every message on subject, one at a time, until the
+// returned function is called. The subscription is known to the broker when
+// Listen returns: a message published after that is not missed.
+func (b *Bus) Listen(ctx context.Context, subject string, fn func(Incoming)) (stop func(), err error) {
+	sub, err := b.nc.Subscribe(subject, func(m *nats.Msg) { fn(Incoming{Header: m.Header, Data: m.Data, msg: m}) })
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", subject, err)
+	}
+	flush, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := b.nc.FlushWithContext(flush); err != nil {
+		_ = sub.Unsubscribe()
+		return nil, fmt.Errorf("listen on %s: %w: %w", subject, ErrUnavailable, err)
+	}
+	return func() { _ = sub.Unsubscribe() }, nil
+}
+
+// Message is a stored message read by its sequence number.
+type Message struct {
+	Header Header
+	Data   []byte
+}
+
+// ErrNoMessage means that the stream holds no message with that number: it
+// was removed, expired, or the broker lost it.
+var ErrNoMessage = errors.New("no such message in the stream")
+
+// Get reads the message with one sequence number.
+func (b *Bus) Get(ctx context.Context, stream string, seq uint64) (Message, error) {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return Message{}, err
+	}
+	m, err := s.GetMsg(ctx, seq)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, ErrNoMessage)
+	case err != nil:
+		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, err)
+	}
+	return Message{Header: m.Header, Data: m.Data}, nil
+}
+
+// Remove deletes one message; one that is gone already is no error.
+func (b *Bus) Remove(ctx context.Context, stream string, seq uint64) error {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	err = s.DeleteMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+		// The library keeps the broker's reason as text only; ask instead.
+		if _, gerr := s.GetMsg(ctx, seq); errors.Is(gerr, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s sequence %d: %w", stream, seq, err)
+	}
+	return nil
+}
+
+// Purge removes every message of one subject.
+func (b *Bus) Purge(ctx context.Context, stream, subject string) error {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		return fmt.Errorf("purge %s of %s: %w", subject, stream, err)
+	}
+	return nil
+}
+
+// Depth is how many messages a stream holds.
+func (b *Bus) Depth(ctx context.Context, stream string) (uint64, error) {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return 0, err
+	}
+	info, err := s.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("describe stream %s: %w", stream, adminError(err))
+	}
+	return info.State.Msgs, nil
+}
+
+var _ topology.Admin = (*Bus)(nil)

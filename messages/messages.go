@@ -1,0 +1,267 @@
+// Package messages is what walherd says on the wire: the envelope, the kinds
+// of job, their bodies, the conversation between a backup and the workers that
+// store its parts, and the events. It knows nothing of NATS; the packages
+// below it carry what is declared here (topology, bus, transit, broker).
+//
+// A control message is JSON in an envelope with a major version. Unknown
+// members are ignored, so that fields can be added; an unknown version is
+// rejected for good (ErrVersion), never guessed at.
+package messages
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/walherd/walherd/engine/pg"
+)
+
+// Version is the major version of every control message.
+const Version = 1
+
+// Kind names a kind of job; it is also a token of the job's subject.
+type Kind string
+
+// The kinds of job of this version.
+const (
+	KindArchive Kind = "archive" // store one WAL file
+	KindPart    Kind = "part"    // store one object of a backup
+	KindCommit  Kind = "commit"  // check a backup's objects and make it visible
+)
+
+// Kinds lists every kind.
+func Kinds() []Kind { return []Kind{KindArchive, KindPart, KindCommit} }
+
+var (
+	// ErrVersion marks a message of another major version.
+	ErrVersion = errors.New("message version not understood")
+	// ErrMalformed marks a message that no retry will mend.
+	ErrMalformed = errors.New("malformed message")
+)
+
+// Cluster names one PostgreSQL cluster to the broker: a token of subjects.
+type Cluster string
+
+var clusterPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// ParseCluster checks a cluster's name.
+func ParseCluster(s string) (Cluster, error) {
+	if !clusterPattern.MatchString(s) {
+		return "", fmt.Errorf("cluster name %q: want 1 to 64 of A-Z a-z 0-9 _ - (WALHERD_CLUSTER)", s)
+	}
+	return Cluster(s), nil
+}
+
+// Envelope is the frame of every control message.
+type Envelope struct {
+	Version int             `json:"v"`
+	Kind    Kind            `json:"kind"`
+	Cluster Cluster         `json:"cluster"`
+	At      time.Time       `json:"at"`
+	Body    json.RawMessage `json:"body"`
+}
+
+// Encode wraps body.
+func Encode(kind Kind, c Cluster, at time.Time, body any) ([]byte, error) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s message: %w", kind, err)
+	}
+	return json.Marshal(Envelope{Version: Version, Kind: kind, Cluster: c, At: at.UTC(), Body: raw})
+}
+
+// Decode opens an envelope and checks its version.
+func Decode(data []byte) (Envelope, error) {
+	var e Envelope
+	if err := json.Unmarshal(data, &e); err != nil {
+		return Envelope{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if e.Version != Version {
+		return Envelope{}, fmt.Errorf("%w: got %d, this build speaks %d", ErrVersion, e.Version, Version)
+	}
+	if _, err := ParseCluster(string(e.Cluster)); err != nil {
+		return Envelope{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return e, nil
+}
+
+// Unpack reads the body of an envelope.
+func Unpack[T any](e Envelope) (T, error) {
+	var body T
+	if err := json.Unmarshal(e.Body, &body); err != nil {
+		return body, fmt.Errorf("%w: %s body: %w", ErrMalformed, e.Kind, err)
+	}
+	return body, nil
+}
+
+// SeqRange is a run of stream sequence numbers, both ends included.
+type SeqRange struct {
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+}
+
+// Ref says where the bytes of one transfer are to be had. What Carrier the
+// members belong to is told by Carrier; a receiver that does not have that
+// carrier rejects the job.
+type Ref struct {
+	Carrier string `json:"carrier"`
+	// ID names the transfer: a subject, or a slot in a process's memory.
+	ID string `json:"id"`
+	// Seqs are the stored chunks of a deposited transfer, in order.
+	Seqs []SeqRange `json:"seqs,omitempty"`
+	// Size in bytes and SHA256 (lower-case hex) of the whole, if known before
+	// the bytes are read.
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// ArchiveJob asks a worker to store one WAL file.
+type ArchiveJob struct {
+	// Name is the file's base name: a segment, a history file, a backup
+	// history file or a partial segment.
+	Name string `json:"name"`
+	// Bytes tells where the content is.
+	Bytes Ref `json:"bytes"`
+	// KeepExisting: an object of this name with other content is a conflict;
+	// without it the object is replaced. History files are always kept.
+	KeepExisting bool `json:"keep_existing,omitempty"`
+	// Reply is the subject that awaits ArchiveReply messages.
+	Reply string `json:"reply,omitempty"`
+}
+
+// ArchiveReply tells the producer what became of an archive job. Several may
+// come: every failed try says why, the last one has Final set.
+type ArchiveReply struct {
+	Name  string `json:"name"`
+	Final bool   `json:"final"`
+	// Object is the stored object's name, with its extension.
+	Object string `json:"object,omitempty"`
+	// Equal: the object was there already with the same content.
+	Equal bool `json:"equal,omitempty"`
+	// StoredBytes is the object's size.
+	StoredBytes int64 `json:"stored_bytes,omitempty"`
+	// Error is why the try failed; empty is success.
+	Error string `json:"error,omitempty"`
+}
+
+// PartJob asks a worker to store one object of a backup. The bytes are not in
+// the queue: the worker claims the part at the producer (Claim to Run), which
+// then streams it.
+type PartJob struct {
+	Backup pg.BackupName `json:"backup"`
+	// Part is the tar's name without the compression extension
+	// ("part_001.tar"), or FilesMetadata, which is stored as it comes.
+	Part string `json:"part"`
+	// Run is the subject on which the producer answers for this backup.
+	Run string `json:"run"`
+}
+
+// FilesMetadata is the part that is no tar but a backup's list of files.
+const FilesMetadata = "files_metadata.json"
+
+// Say is one message from a worker to the producer of a running backup.
+type Say struct {
+	Version int    `json:"v"`
+	What    What   `json:"what"`
+	Part    string `json:"part"`
+	Worker  string `json:"worker"`
+	// Attempt is the producer's number for the transfer; 0 in a claim.
+	Attempt int `json:"attempt,omitempty"`
+	// Object, StoredBytes, RawBytes: with WhatStored.
+	Object      string `json:"object,omitempty"`
+	StoredBytes int64  `json:"stored_bytes,omitempty"`
+	RawBytes    int64  `json:"raw_bytes,omitempty"`
+	// Error: with WhatFailed, the reason; Final when no try is left.
+	Error string `json:"error,omitempty"`
+	Final bool   `json:"final,omitempty"`
+}
+
+// What a worker says.
+type What string
+
+// Claim a part, report it stored, report it failed. Committed and failed also
+// answer for the commit job, with Part "commit".
+const (
+	WhatClaim     What = "claim"
+	WhatStored    What = "stored"
+	WhatFailed    What = "failed"
+	WhatCommitted What = "committed"
+)
+
+// Answer is the producer's reply to a Say.
+type Answer struct {
+	Verdict Verdict `json:"verdict"`
+	// Attempt and Bytes: with VerdictGo.
+	Attempt int `json:"attempt,omitempty"`
+	Bytes   Ref `json:"bytes"`
+}
+
+// Verdict is what the worker is to do.
+type Verdict string
+
+const (
+	// VerdictGo: the bytes are coming; or, to a report: noted.
+	VerdictGo Verdict = "go"
+	// VerdictDone: the part is stored already; drop the job.
+	VerdictDone Verdict = "done"
+	// VerdictGone: the backup is over; drop the job.
+	VerdictGone Verdict = "gone"
+)
+
+// StoredObject is one object that a commit demands to find.
+type StoredObject struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+}
+
+// CommitJob makes a backup visible: every object must be there with its size,
+// then metadata.json is written, then the sentinel.
+type CommitJob struct {
+	Backup pg.BackupName `json:"backup"`
+	// Objects are the tars, by name with extension, and FilesMetadata.
+	Objects  []StoredObject  `json:"objects"`
+	Metadata json.RawMessage `json:"metadata"`
+	Sentinel json.RawMessage `json:"sentinel"`
+	// Run is the subject on which the producer listens.
+	Run string `json:"run"`
+}
+
+// Event is a fact, published after it happened.
+type Event struct {
+	Version int       `json:"v"`
+	Cluster Cluster   `json:"cluster"`
+	What    EventName `json:"what"`
+	At      time.Time `json:"at"`
+	// Object is what the event is about: a WAL file, a backup, a part.
+	Object string `json:"object"`
+	Worker string `json:"worker,omitempty"`
+	Bytes  int64  `json:"bytes,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+// EventName names a fact; it ends the event's subject.
+type EventName string
+
+// The events of this version.
+const (
+	WALStored      EventName = "wal.stored"
+	WALFailed      EventName = "wal.failed"
+	BackupStarted  EventName = "backup.started"
+	PartStored     EventName = "part.stored"
+	BackupFinished EventName = "backup.finished"
+	BackupFailed   EventName = "backup.failed"
+	WorkerJoined   EventName = "worker.joined"
+	WorkerLeft     EventName = "worker.left"
+)
+
+// EncodeEvent prints an event; Version and At are filled in.
+func EncodeEvent(e Event, at time.Time) ([]byte, error) {
+	e.Version, e.At = Version, at.UTC()
+	data, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode event %s: %w", e.What, err)
+	}
+	return data, nil
+}

@@ -1,0 +1,53 @@
+package messages
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/walherd/walherd/engine/pg"
+)
+
+// Subjects. Every name begins with walherd.; cluster and timeline are tokens,
+// segment and chunk numbers are not: a live subject per segment would make
+// the broker keep an index entry for each.
+
+// WorkSubject is where jobs of one kind for one cluster are published.
+func WorkSubject(k Kind, c Cluster) string { return fmt.Sprintf("walherd.work.%s.%s", k, c) }
+
+// WorkFilter matches jobs of one kind for every cluster.
+func WorkFilter(k Kind) string { return fmt.Sprintf("walherd.work.%s.*", k) }
+
+// WALSubject is where the chunks of archived WAL of one timeline are kept.
+func WALSubject(c Cluster, tl pg.Timeline) string {
+	return fmt.Sprintf("walherd.wal.%s.%s", c, tl)
+}
+
+// ChunkSubject is where the chunks of one attempt at one part are published.
+func ChunkSubject(c Cluster, run, part string, attempt int) string {
+	return fmt.Sprintf("walherd.chunk.%s.%s.%s.%d", c, run, token(part), attempt)
+}
+
+// CreditSubject is where the receiver of ChunkSubject reports what it took.
+func CreditSubject(chunkSubject string) string {
+	return "walherd.credit." + strings.TrimPrefix(chunkSubject, "walherd.chunk.")
+}
+
+// RunSubject is where the producer of one running backup answers.
+func RunSubject(c Cluster, run string) string { return fmt.Sprintf("walherd.run.%s.%s", c, run) }
+
+// ReplySubject is where one wal-push awaits its outcome.
+func ReplySubject(c Cluster, id string) string { return fmt.Sprintf("walherd.reply.%s.%s", c, id) }
+
+// EventSubject is where a fact is published.
+func EventSubject(c Cluster, e EventName) string { return fmt.Sprintf("walherd.event.%s.%s", c, e) }
+
+// token makes one subject token of a name.
+func token(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch r {
+		case '.', '*', '>', ' ', '/':
+			return '-'
+		}
+		return r
+	}, s)
+}
