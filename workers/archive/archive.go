@@ -1,0 +1,213 @@
+// Package archive stores WAL files: the handler of archive jobs.
+//
+// It fails by an outcome: a conflict (an object of the same name with other
+// content, where that must not be replaced) and a permanent storage error are
+// rejected for good, damaged bytes and storage trouble are tried again. The
+// object is whole or absent in every case, and storing the same file twice is
+// success.
+package archive
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/walherd/walherd/engine/compress"
+	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/transit"
+	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/workers/intake"
+	"github.com/walherd/walherd/workers/runner"
+)
+
+// ErrConflict marks an object that exists with other content.
+var ErrConflict = errors.New("already archived with other content")
+
+// Handler stores WAL files. All fields are required.
+type Handler struct {
+	Repo    *repo.Repo
+	Carrier transit.Carrier
+	Codec   intake.Codec
+	Bus     *bus.Bus
+	Logger  *slog.Logger
+}
+
+// stored is what became of a file.
+type stored struct {
+	object string
+	bytes  int64
+	equal  bool
+}
+
+// Handle implements runner.Handler.
+func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
+	aj, err := messages.Unpack[messages.ArchiveJob](job.Envelope)
+	if err != nil {
+		return bus.Reject(err)
+	}
+	got, err := h.store(ctx, aj)
+	switch {
+	case errors.Is(err, ErrConflict), errors.Is(err, storage.ErrPermanent), errors.Is(err, storage.ErrName), errors.Is(err, transit.ErrUnknownRef):
+		return bus.Reject(err)
+	case err != nil:
+		return err
+	}
+	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: true, Object: got.object, Equal: got.equal, StoredBytes: got.bytes})
+	if err := h.Carrier.Discard(ctx, aj.Bytes); err != nil {
+		h.Logger.Warn("drop the queued copy of a stored WAL file", "segment", aj.Name, "error", err)
+	}
+	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes})
+	return nil
+}
+
+// Settled implements runner.Handler: failures are told, success was told by
+// Handle as soon as the object was durable.
+func (h *Handler) Settled(ctx context.Context, job runner.Job, outcome error, final bool) {
+	if outcome == nil {
+		return
+	}
+	aj, err := messages.Unpack[messages.ArchiveJob](job.Envelope)
+	if err != nil {
+		return
+	}
+	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: final, Error: outcome.Error()})
+	if final {
+		h.event(ctx, job, messages.Event{What: messages.WALFailed, Object: aj.Name, Error: outcome.Error()})
+	}
+}
+
+func (h *Handler) reply(ctx context.Context, aj messages.ArchiveJob, r messages.ArchiveReply) {
+	if aj.Reply == "" {
+		return
+	}
+	data, err := json.Marshal(r)
+	if err == nil {
+		err = h.Bus.Notify(ctx, aj.Reply, nil, data)
+	}
+	if err != nil {
+		// The producer times out, PostgreSQL asks again, and equal content is
+		// success.
+		h.Logger.Warn("tell the outcome of an archive job", "segment", aj.Name, "error", err)
+	}
+}
+
+func (h *Handler) event(ctx context.Context, job runner.Job, e messages.Event) {
+	e.Cluster, e.Worker = job.Cluster, job.Worker
+	if err := runner.PublishEvent(ctx, h.Bus, e); err != nil {
+		h.Logger.Warn("publish event", "event", e.What, "error", err)
+	}
+}
+
+// store puts the file, or finds it there.
+func (h *Handler) store(ctx context.Context, aj messages.ArchiveJob) (stored, error) {
+	object := aj.Name + h.Codec.Extension()
+	// History files are tiny and decide where a recovery goes: one is never
+	// replaced by another.
+	keep := aj.KeepExisting || strings.HasSuffix(aj.Name, ".history")
+	if keep {
+		got, err := h.compareExisting(ctx, aj)
+		if !errors.Is(err, storage.ErrNotExist) {
+			return got, err
+		}
+	}
+	got, err := h.put(ctx, aj, object, storage.PutOptions{IfAbsent: keep})
+	if keep && errors.Is(err, storage.ErrExist) {
+		// Another worker was faster with the same name.
+		return h.compareExisting(ctx, aj)
+	}
+	return got, err
+}
+
+func (h *Handler) put(ctx context.Context, aj messages.ArchiveJob, object string, opt storage.PutOptions) (stored, error) {
+	r, err := h.Carrier.Open(ctx, aj.Bytes)
+	if err != nil {
+		return stored{}, err
+	}
+	defer r.Close()
+	var info storage.Info
+	_, err = intake.Store(ctx, r, h.Codec, func(body io.Reader) (err error) {
+		info, err = h.Repo.PutWAL(ctx, object, body, opt)
+		return err
+	})
+	if err != nil {
+		return stored{}, fmt.Errorf("store WAL file %s: %w", aj.Name, err)
+	}
+	return stored{object: object, bytes: info.Size}, nil
+}
+
+// compareExisting reads what is archived under the name, with any extension,
+// and compares it with the file. storage.ErrNotExist if there is nothing.
+func (h *Handler) compareExisting(ctx context.Context, aj messages.ArchiveJob) (stored, error) {
+	key, ext, err := h.Repo.FindWAL(ctx, aj.Name, h.Codec.Compress.Method.Extension(), compress.Extensions())
+	if err != nil {
+		return stored{}, fmt.Errorf("look for archived %s: %w", aj.Name, err)
+	}
+	method, err := compress.ByExtension(ext)
+	if err != nil {
+		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
+	}
+	old, err := h.Repo.OpenObject(ctx, key, storage.Range{})
+	if err != nil {
+		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
+	}
+	defer old.Close()
+	plain, err := compress.NewReader(old, method, 1)
+	if err != nil {
+		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
+	}
+	defer plain.Close()
+	r, err := h.Carrier.Open(ctx, aj.Bytes)
+	if err != nil {
+		return stored{}, err
+	}
+	defer r.Close()
+	same, err := equal(ctx, plain, r)
+	if err != nil {
+		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
+	}
+	if !same {
+		return stored{}, fmt.Errorf("WAL file %s: %w as %s: two clusters may be archiving to one place; nothing was overwritten", aj.Name, ErrConflict, key)
+	}
+	return stored{object: key[strings.LastIndexByte(key, '/')+1:], equal: true}, nil
+}
+
+// equal reads both ends to the first difference.
+func equal(ctx context.Context, a io.Reader, b transit.Receiver) (bool, error) {
+	var buf []byte
+	for {
+		chunk, err := b.Next(ctx)
+		if err == io.EOF {
+			var one [1]byte
+			n, err := io.ReadFull(a, one[:])
+			if n == 0 && err == io.EOF {
+				return true, nil
+			}
+			if err != nil && err != io.EOF {
+				return false, err
+			}
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if cap(buf) < len(chunk) {
+			buf = make([]byte, len(chunk))
+		}
+		n, err := io.ReadFull(a, buf[:len(chunk)])
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if string(buf[:n]) != string(chunk) {
+			return false, nil
+		}
+	}
+}

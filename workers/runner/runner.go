@@ -1,0 +1,260 @@
+// Package runner works off the job queue: a pool of slots per kind of job,
+// heartbeats while a job runs, recovery of panics, and the outcome of each job
+// told first to whoever waits for it and then to the broker.
+//
+// A job that fails is retried with a growing pause, at most Tries times, then
+// becomes a dead letter with its reason; the queue goes on. Slots of one kind
+// are never taken by another kind, so a base backup cannot delay WAL.
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/topology"
+)
+
+// Job is one job handed to a Handler.
+type Job struct {
+	messages.Envelope
+	// Attempt counts from 1 how often this job was handed to a worker.
+	Attempt int
+	// Worker is the name of this worker.
+	Worker string
+}
+
+// Handler does jobs of one kind. It is called from several goroutines.
+type Handler interface {
+	// Handle does the job. It must be safe to do twice, also at the same
+	// time on another worker. The outcome is nil, an error to be retried,
+	// bus.Retry or bus.Reject.
+	Handle(ctx context.Context, job Job) error
+	// Settled is called once after each Handle, before the broker hears of
+	// the outcome: here the handler tells whoever waits for the job. final
+	// means that the job will not be tried again.
+	Settled(ctx context.Context, job Job, outcome error, final bool)
+}
+
+// Pool is a number of slots for one kind of job.
+type Pool struct {
+	Kind    messages.Kind
+	Slots   int
+	Handler Handler
+}
+
+// Options of New. Bus and Worker are required.
+type Options struct {
+	Bus    *bus.Bus
+	Worker string
+	Logger *slog.Logger
+	Tracer trace.Tracer
+	// Heartbeat is how often a running job is reported to the broker: well
+	// below the consumer's ack wait. 0 is 10 s.
+	Heartbeat time.Duration
+	// Tries bounds how often a job is tried. 0 is 5.
+	Tries int
+	// Cluster is announced in the worker.joined and worker.left events.
+	Cluster messages.Cluster
+}
+
+// Runner runs pools. Start it once; Stop drains it.
+type Runner struct {
+	opt   Options
+	pools []Pool
+	// fetch ends when no more jobs are to be taken, work when running jobs
+	// are to be given up.
+	fetch, work             context.Context
+	cancelFetch, cancelWork context.CancelCauseFunc
+	slots                   sync.WaitGroup
+	stopOnce                sync.Once
+	done                    chan struct{}
+}
+
+// errDraining is the cause with which a drained runner ends its contexts.
+var errDraining = errors.New("worker is stopping")
+
+// New makes a runner that is not started yet.
+func New(opt Options, pools ...Pool) *Runner {
+	if opt.Heartbeat == 0 {
+		opt.Heartbeat = 10 * time.Second
+	}
+	if opt.Tries == 0 {
+		opt.Tries = 5
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Runner{opt: opt, pools: pools, done: make(chan struct{})}
+}
+
+// Start takes jobs until Stop is called or ctx ends; the end of ctx aborts
+// running jobs, which are handed back.
+func (r *Runner) Start(ctx context.Context) {
+	r.work, r.cancelWork = context.WithCancelCause(ctx)
+	r.fetch, r.cancelFetch = context.WithCancelCause(r.work)
+	for _, p := range r.pools {
+		for range p.Slots {
+			r.slots.Add(1)
+			go func() {
+				defer r.slots.Done()
+				r.slot(p)
+			}()
+		}
+	}
+	go func() {
+		r.slots.Wait()
+		close(r.done)
+	}()
+	r.announce(ctx, messages.WorkerJoined)
+}
+
+// Stop takes no more jobs and waits until the running ones are done. When ctx
+// ends first they are aborted and handed back to the queue; Stop still waits
+// for their goroutines. It may be called more than once.
+func (r *Runner) Stop(ctx context.Context) {
+	if r.cancelFetch == nil {
+		return // never started
+	}
+	r.stopOnce.Do(func() { r.cancelFetch(errDraining) })
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		r.cancelWork(errDraining)
+		<-r.done
+	}
+	r.cancelWork(errDraining)
+	r.announce(context.WithoutCancel(ctx), messages.WorkerLeft)
+}
+
+// Done is closed when every slot has ended.
+func (r *Runner) Done() <-chan struct{} { return r.done }
+
+func (r *Runner) announce(ctx context.Context, what messages.EventName) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	err := PublishEvent(ctx, r.opt.Bus, messages.Event{Cluster: r.opt.Cluster, What: what, Object: r.opt.Worker, Worker: r.opt.Worker})
+	if err != nil {
+		r.opt.Logger.Debug("publish event", "event", what, "error", err)
+	}
+}
+
+// slot takes jobs one after the other.
+func (r *Runner) slot(p Pool) {
+	for fails := 1; ; fails++ {
+		d, err := r.opt.Bus.Next(r.fetch, topology.StreamWork, string(p.Kind))
+		if r.fetch.Err() != nil {
+			if d != nil {
+				_ = d.GiveBack() // else it comes back after the ack wait
+			}
+			return
+		}
+		if err != nil {
+			r.opt.Logger.Warn("cannot take jobs, trying again", "kind", p.Kind, "error", err)
+			select {
+			case <-time.After(min(bus.Backoff(fails), 10*time.Second)):
+				continue
+			case <-r.fetch.Done():
+				return
+			}
+		}
+		fails = 0
+		r.run(p, d)
+	}
+}
+
+// run does one job and settles it.
+func (r *Runner) run(p Pool, d *bus.Delivery) {
+	job := Job{Attempt: d.Attempt, Worker: r.opt.Worker}
+	ctx := r.opt.Bus.TraceContext(r.work, d.Header())
+	ctx, span := r.opt.Tracer.Start(ctx, "job "+string(p.Kind), trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(attribute.String("worker", r.opt.Worker), attribute.Int("attempt", d.Attempt)))
+	defer span.End()
+
+	outcome := func() error {
+		env, err := messages.Decode(d.Data())
+		if err != nil {
+			return bus.Reject(err)
+		}
+		job.Envelope = env
+		span.SetAttributes(attribute.String("cluster", string(env.Cluster)))
+		return r.handle(ctx, p.Handler, job, d)
+	}()
+
+	if outcome != nil && r.work.Err() != nil {
+		// Not the job's fault: hand it back at once.
+		span.SetStatus(codes.Error, "worker stopped")
+		if err := d.GiveBack(); err != nil {
+			r.opt.Logger.Warn("hand job back", "kind", p.Kind, "error", err)
+		}
+		return
+	}
+	// What waits for the job and the broker must hear of it even when this
+	// worker is told to stop meanwhile.
+	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	final := d.Final(r.opt.Tries, outcome)
+	if outcome != nil {
+		span.RecordError(outcome)
+		span.SetStatus(codes.Error, "failed")
+		r.opt.Logger.Warn("job failed", "kind", p.Kind, "attempt", d.Attempt, "final", final, "error", outcome)
+	}
+	if job.Version != 0 {
+		p.Handler.Settled(settle, job, outcome, final)
+	}
+	if err := d.Settle(settle, r.opt.Tries, outcome); err != nil {
+		// The job will be handed out again, and doing it again is harmless.
+		r.opt.Logger.Warn("settle job", "kind", p.Kind, "error", err)
+	}
+}
+
+// handle calls the handler under heartbeats and turns a panic into an error.
+func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery) (err error) {
+	stop := make(chan struct{})
+	var beat sync.WaitGroup
+	beat.Add(1)
+	go func() {
+		defer beat.Done()
+		t := time.NewTicker(r.opt.Heartbeat)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				if err := d.Working(); err != nil {
+					r.opt.Logger.Warn("heartbeat of a job", "error", err)
+				}
+			case <-stop:
+				return
+			}
+		}
+	}()
+	defer beat.Wait()
+	defer close(stop)
+	defer func() {
+		if p := recover(); p != nil {
+			r.opt.Logger.Error("job handler panicked", "kind", job.Kind, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("handler panicked: %v", p)
+		}
+	}()
+	return h.Handle(ctx, job)
+}
+
+// PublishEvent publishes a fact. Event fields Version and At are filled in.
+func PublishEvent(ctx context.Context, b *bus.Bus, e messages.Event) error {
+	data, err := messages.EncodeEvent(e, time.Now())
+	if err != nil {
+		return err
+	}
+	_, err = b.Publish(ctx, messages.EventSubject(e.Cluster, e.What), nil, data)
+	return err
+}
