@@ -1,0 +1,218 @@
+package restore
+
+import (
+	"cmp"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/walherd/walherd/engine/manifest"
+	"github.com/walherd/walherd/engine/pg"
+)
+
+// DefaultConcurrency is how many parts are restored at once unless a request
+// says otherwise.
+const DefaultConcurrency = 10
+
+// Request is what a user wants restored.
+type Request struct {
+	// Backup is the backup's name, for messages.
+	Backup pg.BackupName
+	// Sentinel is the backup's sentinel.
+	Sentinel *manifest.Sentinel
+	// Destination is the data directory to make: an absolute path.
+	Destination string
+	// Spec moves the tablespaces; nil leaves the choice to the plan, see
+	// NewPlan.
+	Spec *manifest.TablespaceSpec
+	// Keep limits what is restored; nil is everything.
+	Keep Filter
+	// Expected are the parts that must be there, if the caller knows them
+	// from files_metadata.json; a lost part would otherwise go unnoticed.
+	Expected []string
+	// Concurrency is how many parts may be restored at once; 0 is
+	// DefaultConcurrency.
+	Concurrency int
+}
+
+// Plan is what Run will do. It is a value to print, and not changed by Run.
+type Plan struct {
+	Backup      pg.BackupName
+	Destination string
+	// Data are restored first, Concurrency of them at once, then Label,
+	// then Control, each in the order given.
+	Data, Label, Control []Object
+	Concurrency          int
+	// Tablespaces are made before the first entry is written.
+	Tablespaces []Placement
+	// DropTablespaceMap leaves the backup's tablespace_map out: PostgreSQL
+	// would read it at its first start and point the links at the original
+	// directories, perhaps those of a running server.
+	DropTablespaceMap bool
+	Keep              Filter
+	// Notes tell the user what the plan decided on its own.
+	Notes []string
+}
+
+// Placement is where one tablespace goes.
+type Placement struct {
+	// OID names the link pg_tblspc/<OID> in the destination.
+	OID string
+	// Directory is the absolute directory the link points to. It must be
+	// absent or empty.
+	Directory string
+}
+
+// MappedDir is the folder below the destination that receives the
+// tablespaces of a backup restored elsewhere.
+const MappedDir = "tablespaces"
+
+// How objects are told apart, by name only, as WAL-G does.
+var (
+	controlObject = regexp.MustCompile(`^.*?pg_control\.tar(\..+$|$)`)
+	labelObject   = regexp.MustCompile(`^.*?backup_label\.tar(\..+$|$)`)
+	// WAL-E has neither object; its pg_control is in a part.
+	walEName = regexp.MustCompile(`^base_[0-9A-F]{24}_[0-9A-F]{8}$`)
+)
+
+// NewPlan plans the restore of a full backup out of parts. It refuses an
+// increment (ErrIncrement), and a list that cannot be a whole backup
+// (ErrIncomplete).
+//
+// The tablespaces go where the request's Spec says. Without one, and restored
+// to the directory it was taken from, they go where they were. Otherwise each
+// goes to <destination>/tablespaces/<OID>: the original directories may belong
+// to the cluster that is still running on this host, and a restore into a
+// fresh directory must not need a spec to be safe.
+func NewPlan(parts []Object, r Request) (*Plan, error) {
+	if r.Sentinel == nil {
+		return nil, fmt.Errorf("plan restore of %s: no sentinel", r.Backup)
+	}
+	if r.Sentinel.Increment != nil {
+		return nil, fmt.Errorf("plan restore of %s: it is an increment of %q: %w; restore the full backup %s, or use wal-g for this one",
+			r.Backup, r.Sentinel.Parent, ErrIncrement, cmp.Or(string(r.Sentinel.Root), "it is based on"))
+	}
+	if !filepath.IsAbs(r.Destination) {
+		return nil, fmt.Errorf("plan restore of %s: destination %q is not an absolute path", r.Backup, r.Destination)
+	}
+	p := &Plan{Backup: r.Backup, Destination: filepath.Clean(r.Destination), Keep: r.Keep}
+	if err := p.sortParts(parts, r); err != nil {
+		return nil, fmt.Errorf("plan restore of %s: %w", r.Backup, err)
+	}
+	if err := p.placeTablespaces(r.Sentinel.Spec, r.Spec); err != nil {
+		return nil, fmt.Errorf("plan restore of %s: %w", r.Backup, err)
+	}
+	return p, nil
+}
+
+// StoredBytes is the sum of the sizes of all objects the plan reads.
+func (p *Plan) StoredBytes() int64 {
+	var n int64
+	for _, group := range [][]Object{p.Data, p.Label, p.Control} {
+		for _, o := range group {
+			n += o.Size
+		}
+	}
+	return n
+}
+
+func (p *Plan) sortParts(parts []Object, r Request) error {
+	sorted := slices.SortedFunc(slices.Values(parts), func(a, b Object) int { return cmp.Compare(a.Name, b.Name) })
+	for i, o := range sorted {
+		if i > 0 && sorted[i-1].Name == o.Name {
+			return fmt.Errorf("object %s is listed twice", o.Name)
+		}
+		switch {
+		case controlObject.MatchString(o.Name):
+			p.Control = append(p.Control, o)
+		case labelObject.MatchString(o.Name):
+			p.Label = append(p.Label, o)
+		default:
+			p.Data = append(p.Data, o)
+		}
+	}
+	var lost []string
+	for _, name := range r.Expected {
+		if !slices.ContainsFunc(sorted, func(o Object) bool { return o.Name == name }) {
+			lost = append(lost, name)
+		}
+	}
+	switch {
+	case len(lost) > 0:
+		return fmt.Errorf("%w: the storage lacks %s", ErrIncomplete, strings.Join(lost, ", "))
+	case len(p.Data) == 0:
+		return fmt.Errorf("%w: the storage holds no data part", ErrIncomplete)
+	case len(p.Control)+len(p.Label) == 0 && !walEName.MatchString(string(r.Backup)):
+		return fmt.Errorf("%w: the storage holds neither pg_control.tar nor backup_label.tar", ErrIncomplete)
+	}
+	p.Concurrency = min(len(p.Data), cmp.Or(max(r.Concurrency, 0), DefaultConcurrency))
+	return nil
+}
+
+func (p *Plan) placeTablespaces(original, wanted *manifest.TablespaceSpec) error {
+	switch {
+	case wanted != nil:
+		return p.placeAsWanted(original, wanted)
+	case original == nil || len(original.Tablespaces) == 0:
+		return nil
+	}
+	if err := original.Validate(); err != nil {
+		return fmt.Errorf("the backup's tablespaces cannot be used, give their places with --restore-spec: %w", err)
+	}
+	if original.BasePrefix == p.Destination {
+		for _, t := range original.Tablespaces {
+			p.Tablespaces = append(p.Tablespaces, Placement{OID: t.OID, Directory: t.Location})
+		}
+		return p.checkPlacements()
+	}
+	p.DropTablespaceMap = true
+	for _, t := range original.Tablespaces {
+		dir := filepath.Join(p.Destination, MappedDir, t.OID)
+		p.Tablespaces = append(p.Tablespaces, Placement{OID: t.OID, Directory: dir})
+		p.Notes = append(p.Notes, fmt.Sprintf("tablespace %s goes to %s instead of %s, because the destination is not %s; --restore-spec places it elsewhere",
+			t.OID, dir, t.Location, original.BasePrefix))
+	}
+	return nil
+}
+
+func (p *Plan) placeAsWanted(original, wanted *manifest.TablespaceSpec) error {
+	if err := wanted.Validate(); err != nil {
+		return fmt.Errorf("use the restore spec: %w", err)
+	}
+	if original != nil {
+		var missing []string
+		for _, t := range original.Tablespaces {
+			if _, ok := wanted.Get(t.OID); !ok {
+				missing = append(missing, t.OID)
+			}
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("use the restore spec: the backup has tablespace %s, for which the spec names no place", strings.Join(missing, ", "))
+		}
+	}
+	if wanted.BasePrefix != p.Destination {
+		p.Notes = append(p.Notes, fmt.Sprintf("the restore spec's base_prefix is %s; the links are made in %s all the same",
+			wanted.BasePrefix, p.Destination))
+	}
+	p.DropTablespaceMap = true
+	for _, t := range wanted.Tablespaces {
+		p.Tablespaces = append(p.Tablespaces, Placement{OID: t.OID, Directory: t.Location})
+		if _, ok := original.Get(t.OID); !ok {
+			p.Notes = append(p.Notes, fmt.Sprintf("the restore spec places tablespace %s, which the backup does not mention", t.OID))
+		}
+	}
+	return p.checkPlacements()
+}
+
+// checkPlacements refuses a tablespace that is the destination or around it.
+func (p *Plan) checkPlacements() error {
+	for _, t := range p.Tablespaces {
+		if rel, err := filepath.Rel(t.Directory, p.Destination); err == nil && filepath.IsLocal(rel) {
+			return fmt.Errorf("tablespace %s would go to %s, which holds the destination %s; give another place with --restore-spec",
+				t.OID, t.Directory, p.Destination)
+		}
+	}
+	return nil
+}
