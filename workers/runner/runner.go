@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/walherd/walherd/engine/service"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/topology"
@@ -68,21 +68,15 @@ type Options struct {
 	Cluster messages.Cluster
 }
 
-// Runner runs pools. Start it once; Stop drains it.
+// Runner runs pools. It is a service.Service: Stop takes no more jobs and waits
+// for the running ones; what is aborted is handed back to the queue.
 type Runner struct {
+	service.Base
 	opt   Options
 	pools []Pool
-	// fetch ends when no more jobs are to be taken, work when running jobs
-	// are to be given up.
-	fetch, work             context.Context
-	cancelFetch, cancelWork context.CancelCauseFunc
-	slots                   sync.WaitGroup
-	stopOnce                sync.Once
-	done                    chan struct{}
 }
 
-// errDraining is the cause with which a drained runner ends its contexts.
-var errDraining = errors.New("worker is stopping")
+var _ service.Service = (*Runner)(nil)
 
 // New makes a runner that is not started yet.
 func New(opt Options, pools ...Pool) *Runner {
@@ -95,50 +89,27 @@ func New(opt Options, pools ...Pool) *Runner {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Runner{opt: opt, pools: pools, done: make(chan struct{})}
+	return &Runner{opt: opt, pools: pools}
 }
 
-// Start takes jobs until Stop is called or ctx ends; the end of ctx aborts
-// running jobs, which are handed back.
-func (r *Runner) Start(ctx context.Context) {
-	r.work, r.cancelWork = context.WithCancelCause(ctx)
-	r.fetch, r.cancelFetch = context.WithCancelCause(r.work)
-	for _, p := range r.pools {
-		for range p.Slots {
-			r.slots.Add(1)
-			go func() {
-				defer r.slots.Done()
-				r.slot(p)
-			}()
+// Start implements service.Service.
+func (r *Runner) Start(ctx context.Context) error {
+	return r.Launch(ctx, nil, func(fetch, work context.Context) error {
+		r.announce(work, messages.WorkerJoined)
+		var slots sync.WaitGroup
+		for _, p := range r.pools {
+			for range p.Slots {
+				slots.Go(func() { r.slot(fetch, work, p) })
+			}
 		}
-	}
-	go func() {
-		r.slots.Wait()
-		close(r.done)
-	}()
-	r.announce(ctx, messages.WorkerJoined)
+		slots.Wait()
+		r.announce(context.WithoutCancel(work), messages.WorkerLeft)
+		if work.Err() != nil {
+			return service.ErrAborted
+		}
+		return nil
+	})
 }
-
-// Stop takes no more jobs and waits until the running ones are done. When ctx
-// ends first they are aborted and handed back to the queue; Stop still waits
-// for their goroutines. It may be called more than once.
-func (r *Runner) Stop(ctx context.Context) {
-	if r.cancelFetch == nil {
-		return // never started
-	}
-	r.stopOnce.Do(func() { r.cancelFetch(errDraining) })
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		r.cancelWork(errDraining)
-		<-r.done
-	}
-	r.cancelWork(errDraining)
-	r.announce(context.WithoutCancel(ctx), messages.WorkerLeft)
-}
-
-// Done is closed when every slot has ended.
-func (r *Runner) Done() <-chan struct{} { return r.done }
 
 func (r *Runner) announce(ctx context.Context, what messages.EventName) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -150,10 +121,10 @@ func (r *Runner) announce(ctx context.Context, what messages.EventName) {
 }
 
 // slot takes jobs one after the other.
-func (r *Runner) slot(p Pool) {
+func (r *Runner) slot(fetch, work context.Context, p Pool) {
 	for fails := 1; ; fails++ {
-		d, err := r.opt.Bus.Next(r.fetch, topology.StreamWork, string(p.Kind))
-		if r.fetch.Err() != nil {
+		d, err := r.opt.Bus.Next(fetch, topology.StreamWork, string(p.Kind))
+		if fetch.Err() != nil {
 			if d != nil {
 				_ = d.GiveBack() // else it comes back after the ack wait
 			}
@@ -164,19 +135,19 @@ func (r *Runner) slot(p Pool) {
 			select {
 			case <-time.After(min(bus.Backoff(fails), 10*time.Second)):
 				continue
-			case <-r.fetch.Done():
+			case <-fetch.Done():
 				return
 			}
 		}
 		fails = 0
-		r.run(p, d)
+		r.run(work, p, d)
 	}
 }
 
 // run does one job and settles it.
-func (r *Runner) run(p Pool, d *bus.Delivery) {
+func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 	job := Job{Attempt: d.Attempt, Worker: r.opt.Worker}
-	ctx := r.opt.Bus.TraceContext(r.work, d.Header())
+	ctx := r.opt.Bus.TraceContext(work, d.Header())
 	ctx, span := r.opt.Tracer.Start(ctx, "job "+string(p.Kind), trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(attribute.String("worker", r.opt.Worker), attribute.Int("attempt", d.Attempt)))
 	defer span.End()
@@ -191,7 +162,7 @@ func (r *Runner) run(p Pool, d *bus.Delivery) {
 		return r.handle(ctx, p.Handler, job, d)
 	}()
 
-	if outcome != nil && r.work.Err() != nil {
+	if outcome != nil && work.Err() != nil {
 		// Not the job's fault: hand it back at once.
 		span.SetStatus(codes.Error, "worker stopped")
 		if err := d.GiveBack(); err != nil {
@@ -219,7 +190,7 @@ func (r *Runner) run(p Pool, d *bus.Delivery) {
 }
 
 // handle calls the handler under heartbeats and turns a panic into an error.
-func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery) (err error) {
+func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery) error {
 	stop := make(chan struct{})
 	var beat sync.WaitGroup
 	beat.Add(1)
@@ -240,13 +211,13 @@ func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery
 	}()
 	defer beat.Wait()
 	defer close(stop)
-	defer func() {
-		if p := recover(); p != nil {
-			r.opt.Logger.Error("job handler panicked", "kind", job.Kind, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("handler panicked: %v", p)
-		}
-	}()
-	return h.Handle(ctx, job)
+	err := service.Catch(func() error { return h.Handle(ctx, job) })
+	var p *service.PanicError
+	if errors.As(err, &p) {
+		r.opt.Logger.Error("job handler panicked", "kind", job.Kind, "panic", p.Value, "stack", string(p.Stack))
+		return fmt.Errorf("handler panicked: %v", p.Value)
+	}
+	return err
 }
 
 // PublishEvent publishes a fact. Event fields Version and At are filled in.

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 	"go.uber.org/goleak"
 
+	"github.com/walherd/walherd/engine/service"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/bustest"
@@ -60,8 +61,10 @@ func setup(t *testing.T, do func(ctx context.Context, job runner.Job) error) *te
 		Bus: b.bus, Worker: "w1", Tracer: noop.NewTracerProvider().Tracer(""), Tries: tries, Cluster: "test",
 		Heartbeat: 100 * time.Millisecond,
 	}, runner.Pool{Kind: messages.KindArchive, Slots: 2, Handler: b.h})
-	b.runner.Start(context.Background())
-	t.Cleanup(func() { b.runner.Stop(context.Background()) })
+	if err := b.runner.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.runner.Stop(context.Background()) })
 	return b
 }
 
@@ -125,7 +128,9 @@ func TestSuccessLeavesTheQueue(t *testing.T) {
 	if s := b.next(t); s.outcome != nil || !s.final || s.attempt != 1 {
 		t.Fatalf("got %+v", s)
 	}
-	b.runner.Stop(t.Context())
+	if err := b.runner.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if n := b.depth(t); n != 0 {
 		t.Fatalf("%d jobs are left", n)
 	}
@@ -214,7 +219,9 @@ func TestMessageOfAnotherVersionIsNotGuessedAt(t *testing.T) {
 	if d := b.deadLetter(t); !strings.Contains(d, "version") {
 		t.Fatalf("dead letter %s", d)
 	}
-	b.runner.Stop(t.Context())
+	if err := b.runner.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if called {
 		t.Fatal("the handler saw the message")
 	}
@@ -240,7 +247,9 @@ func TestHeartbeatKeepsAJobLongerThanTheAckWait(t *testing.T) {
 	if s := b.next(t); s.outcome != nil {
 		t.Fatalf("got %+v", s)
 	}
-	b.runner.Stop(t.Context())
+	if err := b.runner.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if calls != 1 {
 		t.Fatalf("handled %d times", calls)
 	}
@@ -257,7 +266,7 @@ func TestStopWaitsForRunningJobs(t *testing.T) {
 	b.publish(t, nil)
 	<-started
 	stopped := make(chan struct{})
-	go func() { b.runner.Stop(context.Background()); close(stopped) }()
+	go func() { _ = b.runner.Stop(context.Background()); close(stopped) }()
 	select {
 	case <-stopped:
 		t.Fatal("stopped with a job running")
@@ -287,7 +296,9 @@ func TestStopPastItsLimitHandsJobsBack(t *testing.T) {
 	<-started
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
-	b.runner.Stop(over)
+	if err := b.runner.Stop(over); !errors.Is(err, service.ErrAborted) {
+		t.Fatalf("stop: %v, want ErrAborted", err)
+	}
 	select {
 	case s := <-b.h.told:
 		t.Fatalf("an aborted job was settled: %+v", s)
@@ -296,7 +307,9 @@ func TestStopPastItsLimitHandsJobsBack(t *testing.T) {
 	h := &handler{do: func(context.Context, runner.Job) error { return nil }, told: make(chan settled, 1)}
 	other := runner.New(runner.Options{Bus: b.bus, Worker: "w2", Tracer: noop.NewTracerProvider().Tracer(""), Cluster: "test"},
 		runner.Pool{Kind: messages.KindArchive, Slots: 1, Handler: h})
-	other.Start(context.Background())
+	if err := other.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	defer other.Stop(context.Background())
 	select {
 	case s := <-h.told:
@@ -319,7 +332,9 @@ func TestOneTraceFromPublisherToWorker(t *testing.T) {
 	h := &handler{do: func(context.Context, runner.Job) error { return nil }, told: make(chan settled, 1)}
 	r := runner.New(runner.Options{Bus: b, Worker: "w", Tracer: tracer, Cluster: "test"},
 		runner.Pool{Kind: messages.KindArchive, Slots: 1, Handler: h})
-	r.Start(context.Background())
+	if err := r.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	ctx, root := tracer.Start(t.Context(), "publish")
 	data, err := messages.Encode(messages.KindArchive, "test", time.Now(), messages.ArchiveJob{})
 	if err != nil {
@@ -330,7 +345,9 @@ func TestOneTraceFromPublisherToWorker(t *testing.T) {
 	}
 	<-h.told
 	root.End()
-	r.Stop(context.Background())
+	if err := r.Stop(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	for _, s := range spans.GetSpans() {
 		if s.Name == "job archive" {
 			if s.Parent.SpanID() != root.SpanContext().SpanID() {
@@ -348,7 +365,7 @@ func TestStopBeforeAnythingAndTwice(t *testing.T) {
 		b := setup(t, func(context.Context, runner.Job) error { return nil })
 		var all sync.WaitGroup
 		for range 3 {
-			all.Go(func() { b.runner.Stop(context.Background()) })
+			all.Go(func() { _ = b.runner.Stop(context.Background()) })
 		}
 		all.Wait()
 	}
