@@ -14,8 +14,10 @@ import (
 // WorkSubject is where jobs of one kind for one cluster are published.
 func WorkSubject(k Kind, c Cluster) string { return fmt.Sprintf("walherd.work.%s.%s", k, c) }
 
-// WorkFilter matches jobs of one kind for every cluster.
-func WorkFilter(k Kind) string { return fmt.Sprintf("walherd.work.%s.*", k) }
+// WorkConsumer names the durable consumer of WorkSubject. Each cluster has its
+// own: a worker stores into one storage location, which belongs to one
+// cluster, and the WAL of two clusters has the same names.
+func WorkConsumer(k Kind, c Cluster) string { return fmt.Sprintf("%s-%s", k, c) }
 
 // WALSubject is where the chunks of archived WAL of one timeline are kept.
 func WALSubject(c Cluster, tl pg.Timeline) string {

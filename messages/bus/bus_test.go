@@ -83,7 +83,7 @@ func TestNextEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	got := make(chan error, 1)
 	go func() {
-		_, err := b.Next(ctx, topology.StreamWork, "part")
+		_, err := b.Next(ctx, topology.StreamWork, "part-test")
 		got <- err
 	}()
 	cancel()
@@ -119,7 +119,7 @@ func TestABrokerThatComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	if _, err := topology.Ensure(t.Context(), b, topology.Config{}); err != nil {
+	if _, err := topology.Ensure(t.Context(), b, topology.Config{Cluster: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Publish(t.Context(), "walherd.work.part.test", nil, []byte("job")); err != nil {
@@ -136,7 +136,7 @@ func TestABrokerThatComesBack(t *testing.T) {
 	}
 	defer second.Stop()
 	for {
-		d, err := b.Next(t.Context(), topology.StreamWork, "part")
+		d, err := b.Next(t.Context(), topology.StreamWork, "part-test")
 		if err != nil {
 			continue // still reconnecting
 		}

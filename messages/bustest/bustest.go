@@ -6,6 +6,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/topology"
@@ -33,11 +34,14 @@ func Connect(t testing.TB, b bus.InProcess) *bus.Bus {
 	return conn
 }
 
+// Cluster is the cluster of the brokers that New starts.
+const Cluster messages.Cluster = "test"
+
 // New starts a broker with the topology of cfg in memory and connects to it.
 func New(t testing.TB, cfg topology.Config) *bus.Bus {
 	t.Helper()
 	b := Connect(t, Broker(t, broker.Options{}))
-	cfg.InMemory = true
+	cfg.InMemory, cfg.Cluster = true, Cluster
 	if _, err := topology.Ensure(context.Background(), b, cfg); err != nil {
 		t.Fatalf("ensure topology: %v", err)
 	}

@@ -80,6 +80,8 @@ const (
 
 // Config sizes the declared topology.
 type Config struct {
+	// Cluster whose job consumers are declared.
+	Cluster messages.Cluster
 	// Replicas of file streams: 1, 3 or 5. 0 is 1.
 	Replicas int
 	// InMemory keeps every stream in memory: the embedded broker, which
@@ -140,13 +142,13 @@ func (c Config) Streams() []Stream {
 	}
 }
 
-// Consumers declares one durable consumer per kind of job.
+// Consumers declares one durable consumer per kind of job of the cluster.
 func (c Config) Consumers() []Consumer {
 	c = c.withDefaults()
 	var out []Consumer
 	for _, k := range messages.Kinds() {
 		out = append(out, Consumer{
-			Stream: StreamWork, Name: string(k), Filter: messages.WorkFilter(k),
+			Stream: StreamWork, Name: messages.WorkConsumer(k, c.Cluster), Filter: messages.WorkSubject(k, c.Cluster),
 			AckWait: c.AckWait, MaxDeliver: c.MaxDeliver, MaxAckPending: 1000,
 		})
 	}
@@ -184,6 +186,9 @@ func (d Difference) String() string {
 // differences of those that exist. An unsafe difference is an error (ErrDrift)
 // as well.
 func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) {
+	if _, err := messages.ParseCluster(string(cfg.Cluster)); err != nil {
+		return nil, err
+	}
 	var diffs []Difference
 	for _, want := range cfg.Streams() {
 		got, ok, err := admin.Stream(ctx, want.Name)

@@ -19,7 +19,7 @@ func TestEnsureOnARealBroker(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := bustest.Connect(t, bustest.Broker(t, broker.Options{StoreDir: t.TempDir(), MaxMemory: 2 << 30}))
-			cfg := topology.Config{InMemory: inMemory, AckWait: 7 * time.Second, MaxDeliver: 4}
+			cfg := topology.Config{Cluster: "c1", InMemory: inMemory, AckWait: 7 * time.Second, MaxDeliver: 4}
 			for range 2 {
 				diffs, err := topology.Ensure(t.Context(), b, cfg)
 				if err != nil || len(diffs) > 0 {
@@ -31,7 +31,7 @@ func TestEnsureOnARealBroker(t *testing.T) {
 					t.Fatalf("stream %s: %v %v", want.Name, ok, err)
 				}
 			}
-			diffs, err := topology.Ensure(t.Context(), b, topology.Config{InMemory: inMemory, AckWait: 8 * time.Second, MaxDeliver: 4})
+			diffs, err := topology.Ensure(t.Context(), b, topology.Config{Cluster: "c1", InMemory: inMemory, AckWait: 8 * time.Second, MaxDeliver: 4})
 			if err != nil || len(diffs) != len(cfg.Consumers()) || diffs[0].Setting != "ack wait" {
 				t.Fatalf("another ack wait: %v, differences %v", err, diffs)
 			}
@@ -58,7 +58,7 @@ func TestUnsafeDriftIsAnError(t *testing.T) {
 			if err := b.CreateStream(t.Context(), s); err != nil {
 				t.Fatal(err)
 			}
-			_, err := topology.Ensure(t.Context(), b, topology.Config{})
+			_, err := topology.Ensure(t.Context(), b, topology.Config{Cluster: "c1"})
 			if !errors.Is(err, topology.ErrDrift) || !strings.Contains(err.Error(), work.Name) {
 				t.Fatalf("got %v, want ErrDrift naming %s", err, work.Name)
 			}
@@ -82,7 +82,7 @@ func TestSizingIsTheOperators(t *testing.T) {
 	if err := b.CreateStream(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	diffs, err := topology.Ensure(context.Background(), b, topology.Config{})
+	diffs, err := topology.Ensure(context.Background(), b, topology.Config{Cluster: "c1"})
 	if err != nil || len(diffs) != 1 || diffs[0].Unsafe {
 		t.Fatalf("got %v, %v", diffs, err)
 	}

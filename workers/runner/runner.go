@@ -64,7 +64,7 @@ type Options struct {
 	Heartbeat time.Duration
 	// Tries bounds how often a job is tried. 0 is 5.
 	Tries int
-	// Cluster is announced in the worker.joined and worker.left events.
+	// Cluster whose jobs are taken.
 	Cluster messages.Cluster
 }
 
@@ -123,7 +123,7 @@ func (r *Runner) announce(ctx context.Context, what messages.EventName) {
 // slot takes jobs one after the other.
 func (r *Runner) slot(fetch, work context.Context, p Pool) {
 	for fails := 1; ; fails++ {
-		d, err := r.opt.Bus.Next(fetch, topology.StreamWork, string(p.Kind))
+		d, err := r.opt.Bus.Next(fetch, topology.StreamWork, messages.WorkConsumer(p.Kind, r.opt.Cluster))
 		if fetch.Err() != nil {
 			if d != nil {
 				_ = d.GiveBack() // else it comes back after the ack wait
