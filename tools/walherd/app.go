@@ -1,0 +1,175 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/term"
+	"golang.org/x/time/rate"
+
+	"github.com/walherd/walherd/engine/telemetry"
+	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/fs"
+	"github.com/walherd/walherd/storage/limit"
+	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/storage/retry"
+	"github.com/walherd/walherd/tools/walherd/progress"
+	"github.com/walherd/walherd/tools/walherd/settings"
+)
+
+// app is one run of the program.
+type app struct {
+	name           string
+	stdout, stderr *os.File
+
+	set   *settings.Settings
+	turbo bool
+	log   *slog.Logger
+	// screen is where log lines and progress bars share the terminal.
+	screen  io.Writer
+	tel     *telemetry.Telemetry
+	tracer  trace.Tracer
+	logFile *os.File
+}
+
+// telemetryFlush bounds how long a finished command waits for a collector.
+const telemetryFlush = 5 * time.Second
+
+// run parses the command line and executes one command.
+func (a *app) run(ctx context.Context, args []string) error {
+	a.screen = progress.NewScreen(a.stderr)
+	a.log = slog.New(telemetry.NewHandler(a.screen, slog.LevelInfo))
+	root := a.commands()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if a.tel != nil {
+		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), telemetryFlush)
+		defer cancel()
+		a.tel.Shutdown(flush)
+	}
+	var usage *usageError
+	switch {
+	case err == nil:
+	case errors.As(err, &usage):
+		fmt.Fprintf(a.stderr, "Error: %v\n%s", err, usage.text)
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		a.log.Error(fmt.Sprintf("interrupted by a signal: %v", err))
+	default:
+		a.log.Error(err.Error())
+	}
+	if a.logFile != nil {
+		if cerr := a.logFile.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("write log: %w", cerr)
+		}
+	}
+	return err
+}
+
+// usageError is a wrong command line; text is the command's usage.
+type usageError struct {
+	err  error
+	text string
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// start reads the settings and sets up logging and tracing; it runs before
+// every command that does something.
+func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
+	set, warnings, err := settings.LoadProcess(settings.FlagValues(cmd.Flags()))
+	for _, w := range warnings {
+		a.log.Warn(w.String())
+	}
+	if err != nil {
+		return err
+	}
+	a.set = set
+	level, err := telemetry.ParseLogLevel(set.General.LogLevel)
+	if err != nil {
+		return err
+	}
+	if dest := set.General.LogDestination; dest != "" && dest != "stderr" {
+		f, err := os.OpenFile(dest, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("open log: %w (WALG_LOG_DESTINATION is stderr or a file)", err)
+		}
+		a.logFile, a.screen = f, f
+	}
+	a.log = slog.New(telemetry.NewHandler(a.screen, level))
+	later, err := set.Later()
+	for _, w := range later {
+		a.log.Warn(w.String())
+	}
+	if err != nil {
+		return err
+	}
+	for _, v := range set.Effective() {
+		a.log.Debug("setting", "name", v.Setting, "value", v.Text, "from", v.Origin)
+	}
+	a.tel, err = telemetry.Start(ctx, telemetry.Options{
+		ServiceName: set.Monitoring.OTelServiceName, Version: version, Logger: a.log,
+		Endpoint: cmp.Or(set.Monitoring.OTLPTracesEndpoint, set.Monitoring.OTLPEndpoint),
+	})
+	if err != nil {
+		return err
+	}
+	a.tracer = a.tel.TracerProvider().Tracer("walherd")
+	// GOMAXPROCS is read by the runtime before any setting of a config file.
+	if n := set.General.GoMaxProcs; n > 0 && !a.turbo {
+		runtime.GOMAXPROCS(n)
+	}
+	// The buffers in flight are few and long-lived: collecting twice as
+	// often costs little and keeps the process small.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	return nil
+}
+
+// interactive reports whether progress bars may be drawn.
+func (a *app) interactive() bool {
+	return a.logFile == nil && term.IsTerminal(int(a.stderr.Fd()))
+}
+
+// progress starts the display of long work. The caller finishes it.
+func (a *app) progress(title string, total int64) *progress.Tracker {
+	return progress.New(progress.Options{Out: a.screen, IsTTY: a.interactive(), Logger: a.log, Total: total, Title: title})
+}
+
+// openRepo opens the configured storage. limited applies the network rate
+// limit, which WAL traffic is exempt from.
+func (a *app) openRepo(limited bool) (*repo.Repo, error) {
+	where, err := a.set.Storage()
+	if err != nil {
+		return nil, err
+	}
+	if where.Kind != settings.KindFile {
+		return nil, fmt.Errorf("storage %s is not supported yet: set WALG_FILE_PREFIX", where.Kind)
+	}
+	dir, err := fs.Open(where.Location)
+	if err != nil {
+		return nil, err
+	}
+	var b storage.Bucket = dir
+	if where.Prefix != "" {
+		if b, err = storage.Sub(b, where.Prefix); err != nil {
+			return nil, fmt.Errorf("setting WALG_STORAGE_PREFIX: %w", err)
+		}
+	}
+	if n := a.set.General.NetworkRateLimit; limited && n > 0 && !a.turbo {
+		bytes := rate.NewLimiter(rate.Limit(n), int(n))
+		b = limit.New(b, bytes, bytes)
+	}
+	return repo.New(retry.New(b, retry.Options{Log: a.log}), "default"), nil
+}

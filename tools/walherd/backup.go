@@ -1,0 +1,480 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/walherd/walherd/engine/catalog"
+	"github.com/walherd/walherd/engine/compress"
+	"github.com/walherd/walherd/engine/manifest"
+	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/restore"
+	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/producer/basebackup"
+	"github.com/walherd/walherd/producer/pgconn"
+	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/tools/walherd/progress"
+	"github.com/walherd/walherd/tools/walherd/render"
+)
+
+func (a *app) backupPush() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup-push db_directory",
+		Short: "Take a base backup of a data directory",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.start(cmd.Context(), cmd); err != nil {
+				return err
+			}
+			if err := a.pickStorage(cmd); err != nil {
+				return err
+			}
+			if err := refuseLater(cmd, "verify", "store-all-corrupt", "rating-composer", "copy-composer", "database-composer",
+				"delta-from-name", "delta-from-user-data"); err != nil {
+				return err
+			}
+			stringOver(cmd, "add-user-data", &a.set.Postgres.SentinelUserData)
+			boolOver(cmd, "without-files-metadata", &a.set.Postgres.WithoutFilesMetadata)
+			if len(args) == 0 {
+				return fmt.Errorf("backup over the replication protocol (no db_directory): %w: name the data directory", errNotYet)
+			}
+			permanent, err := cmd.Flags().GetBool("permanent")
+			if err != nil {
+				return err
+			}
+			return a.pushBackup(cmd.Context(), args[0], permanent)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolP("permanent", "p", false, "keep the backup from being deleted")
+	f.BoolP("full", "f", false, "take a full backup (this version takes no others)")
+	f.BoolP("verify", "v", false, "check page checksums (not supported yet)")
+	f.BoolP("store-all-corrupt", "s", false, "record every corrupt block (not supported yet)")
+	f.BoolP("rating-composer", "r", false, "pack files by how often they change (not supported yet)")
+	f.BoolP("copy-composer", "c", false, "copy unchanged parts of the last full backup (not supported yet)")
+	f.BoolP("database-composer", "b", false, "pack databases apart (not supported yet)")
+	f.String("delta-from-name", "", "base of an increment, by name (not supported yet)")
+	f.String("delta-from-user-data", "", "base of an increment, by user data (not supported yet)")
+	f.String("add-user-data", "", "JSON to keep with the backup")
+	f.Bool("without-files-metadata", false, "do not store the list of files")
+	a.targetStorageFlag(cmd)
+	return cmd
+}
+
+func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error {
+	if err := a.set.ValidateBackup(); err != nil {
+		return err
+	}
+	var data manifest.UserData
+	if text := a.set.Postgres.SentinelUserData; text != "" {
+		var err error
+		if data, err = manifest.ParseUserData(text); err != nil {
+			return fmt.Errorf("user data: %w", err)
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("find the host's name: %w", err)
+	}
+	f, err := a.connect(ctx, messages.KindPart, messages.KindCommit)
+	if err != nil {
+		return err
+	}
+	defer f.close(ctx, a.log)
+	a.log.Info("Backup will be pushed to storage: default")
+	conn, err := pgconn.Connect(ctx, pgconn.Options{Logger: a.log})
+	if err != nil {
+		return err
+	}
+	// Closing the session is what takes the server out of backup mode when
+	// the backup fails; it must happen on an interrupt too.
+	defer func() {
+		if err := conn.Close(context.WithoutCancel(ctx)); err != nil {
+			a.log.Debug("close the session", "error", err)
+		}
+	}()
+	track := &pushProgress{a: a}
+	defer track.finish()
+	limit := int64(a.set.General.DiskRateLimit)
+	if a.turbo {
+		limit = 0
+	}
+	p := basebackup.Pusher{
+		Bus: f.bus, Carrier: f.carrier, Conn: conn, Logger: a.log, Tracer: a.tracer, Track: track, Scanned: track.begin,
+		Cluster: f.cluster, DataDir: dir, PGData: a.set.Postgres.Data, Hostname: host, SegmentSize: a.segmentSize(),
+		Threshold: int64(a.set.General.TarSizeThreshold), Readers: a.readers(), ReadLimit: limit,
+		AliveInterval: a.set.Postgres.AliveCheckInterval, StopTimeout: a.set.Postgres.StopBackupTimeout,
+		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: permanent, UserData: data,
+		NoFilesMetadata: a.set.Postgres.WithoutFilesMetadata, NoRelations: a.set.Postgres.DisablePartialRestore,
+	}
+	_, err = p.Push(ctx)
+	return err
+}
+
+// pushProgress shows a backup's progress. The total is known once the data
+// directory is scanned.
+type pushProgress struct {
+	a     *app
+	mu    sync.Mutex
+	total *progress.Tracker
+	parts map[string]*progress.Part
+}
+
+func (p *pushProgress) begin(total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.total = p.a.progress("backup-push", total)
+	p.parts = map[string]*progress.Part{}
+}
+
+func (p *pushProgress) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.total.Finish()
+}
+
+// Begin implements basebackup.Tracker.
+func (p *pushProgress) Begin(object string, size int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.parts[object] = p.total.Part(object, size)
+}
+
+// Add implements basebackup.Tracker.
+func (p *pushProgress) Add(object string, n int64) {
+	p.mu.Lock()
+	part := p.parts[object]
+	p.mu.Unlock()
+	part.Add(n)
+}
+
+// End implements basebackup.Tracker.
+func (p *pushProgress) End(object string, stored int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.parts[object].Done(stored)
+	delete(p.parts, object)
+}
+
+func (a *app) backupList() *cobra.Command {
+	var opt render.Options
+	cmd := &cobra.Command{
+		Use:   "backup-list",
+		Short: "List the backups",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.start(cmd.Context(), cmd); err != nil {
+				return err
+			}
+			if err := a.pickStorage(cmd); err != nil {
+				return err
+			}
+			r, err := a.openRepo(false)
+			if err != nil {
+				return err
+			}
+			opt.Location = time.Local
+			return a.listBackups(cmd.Context(), r, opt)
+		},
+	}
+	cmd.Flags().BoolVar(&opt.Pretty, "pretty", false, "print a table, or indented JSON")
+	cmd.Flags().BoolVar(&opt.JSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&opt.Detail, "detail", false, "print what each backup's metadata says")
+	a.targetStorageFlag(cmd)
+	return cmd
+}
+
+func (a *app) listBackups(ctx context.Context, r *repo.Repo, opt render.Options) error {
+	c, err := readCatalog(ctx, r, opt.Detail)
+	if err != nil {
+		return err
+	}
+	backups := c.ByModified()
+	if opt.Detail {
+		backups = c.ByStart()
+	}
+	if len(backups) == 0 && !opt.JSON {
+		a.log.Info("No backups found")
+	}
+	list := make([]render.Backup, len(backups))
+	for i, b := range backups {
+		list[i] = render.Backup{Name: string(b.Name), Time: b.Modified, WALFileName: b.Segment.String(), StorageName: b.Storage}
+		if !opt.Detail {
+			continue
+		}
+		m := b.Metadata
+		if m == nil {
+			return fmt.Errorf("list %s in detail: its metadata.json is missing or unreadable (without --detail it is listed)", b.Name)
+		}
+		list[i].Detail = &render.Detail{
+			StartTime: m.StartTime, FinishTime: m.FinishTime, Hostname: m.Hostname, DataDir: m.DataDir, PgVersion: m.PgVersion,
+			StartLSN: m.StartLSN, FinishLSN: m.FinishLSN, IsPermanent: m.IsPermanent,
+			UncompressedSize: m.UncompressedSize, CompressedSize: m.CompressedSize, UserData: []byte(m.UserData),
+		}
+		if m.SystemIdentifier != nil {
+			list[i].Detail.SystemIdentifier = *m.SystemIdentifier
+		}
+	}
+	return render.Backups(a.stdout, list, opt)
+}
+
+// readCatalog lists the backups, with the metadata of each if wanted. Metadata
+// that is absent is left nil; any other failure to read it is an error.
+func readCatalog(ctx context.Context, r *repo.Repo, metadata bool) (*catalog.Catalog, error) {
+	var entries []catalog.Entry
+	for s, err := range r.Sentinels(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		e := catalog.Entry{Object: string(s.Name) + catalog.SentinelSuffix, Modified: s.Modified, Storage: r.Name()}
+		if metadata {
+			doc, _, err := r.Metadata(ctx, s.Name)
+			if err == nil {
+				e.Metadata, err = manifest.ParseMetadata(doc)
+			}
+			if err != nil && !errors.Is(err, storage.ErrNotExist) {
+				return nil, fmt.Errorf("read metadata of %s: %w", s.Name, err)
+			}
+		}
+		entries = append(entries, e)
+	}
+	return catalog.Build(entries), nil
+}
+
+func (a *app) backupFetch() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup-fetch destination_directory [backup_name | LATEST]",
+		Short: "Restore a base backup into an empty directory",
+		Long: "Restores a base backup into a directory that is empty or absent. PostgreSQL still has to be given\n" +
+			"recovery settings: recovery.signal and restore_command = '" + a.name + " wal-fetch %f %p'.",
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.start(cmd.Context(), cmd); err != nil {
+				return err
+			}
+			if err := a.pickStorage(cmd); err != nil {
+				return err
+			}
+			// The first two only choose a way to the same tree, and there is
+			// one way for a full backup.
+			if err := refuseLater(cmd, "restore-only"); err != nil {
+				return err
+			}
+			stringOver(cmd, "target-user-data", &a.set.Postgres.FetchTargetUserData)
+			name := ""
+			if len(args) == 2 {
+				name = args[1]
+			}
+			switch data := a.set.Postgres.FetchTargetUserData; {
+			case name == "" && data == "":
+				return &usageError{errors.New("name a backup (or LATEST), or give --target-user-data"), cmd.UsageString()}
+			case name != "" && data != "":
+				return &usageError{errors.New("a backup name and user data (--target-user-data, WALG_FETCH_TARGET_USER_DATA) exclude each other"), cmd.UsageString()}
+			}
+			r, err := a.openRepo(true)
+			if err != nil {
+				return err
+			}
+			mask, err := cmd.Flags().GetString("mask")
+			if err != nil {
+				return err
+			}
+			spec, err := cmd.Flags().GetString("restore-spec")
+			if err != nil {
+				return err
+			}
+			return a.fetchBackup(cmd.Context(), r, args[0], name, mask, spec)
+		},
+	}
+	f := cmd.Flags()
+	f.String("target-user-data", "", "restore the one backup with this user data (JSON)")
+	f.Bool("reverse-unpack", false, "accepted: a full backup is restored one way")
+	f.Bool("skip-redundant-tars", false, "accepted: a full backup has no redundant tars")
+	f.StringSlice("restore-only", nil, "restore these databases or tables only (not supported yet)")
+	f.String("mask", "", "restore only files whose path below the data directory matches, as in base/*/PG_VERSION")
+	f.String("restore-spec", "", "file that says where the tablespaces go (JSON)")
+	a.targetStorageFlag(cmd)
+	return cmd
+}
+
+// fetchBackup needs the storage and nothing else: no broker, no worker, no
+// database.
+func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, mask, specFile string) error {
+	backup, err := a.chooseBackup(ctx, r, name)
+	if err != nil {
+		return err
+	}
+	a.log.Info(fmt.Sprintf("Selecting the backup with name %s", backup))
+	doc, _, err := r.Sentinel(ctx, backup)
+	if err != nil {
+		return fmt.Errorf("read the sentinel of %s: %w", backup, err)
+	}
+	req := restore.Request{Backup: backup, Concurrency: a.set.General.DownloadConcurrency}
+	if req.Sentinel, err = manifest.ParseSentinel(doc); err != nil {
+		return fmt.Errorf("backup %s: %w", backup, err)
+	}
+	if req.Destination, err = filepath.Abs(destination); err != nil {
+		return fmt.Errorf("destination %s: %w", destination, err)
+	}
+	if mask != "" {
+		if req.Keep, err = restore.MaskFilter(mask); err != nil {
+			return err
+		}
+	}
+	if specFile != "" {
+		text, err := os.ReadFile(specFile)
+		if err != nil {
+			return fmt.Errorf("read restore spec: %w", err)
+		}
+		if req.Spec, err = manifest.ParseTablespaceSpec(text); err != nil {
+			return fmt.Errorf("restore spec %s: %w", specFile, err)
+		}
+	}
+	if req.Expected, err = expectedParts(ctx, r, backup); err != nil {
+		return err
+	}
+	src := source{r: r, backup: backup}
+	parts, err := src.Parts(ctx)
+	if err != nil {
+		return err
+	}
+	plan, err := restore.NewPlan(parts, req)
+	if err != nil {
+		return err
+	}
+	total := a.progress("backup-fetch", plan.StoredBytes())
+	defer total.Finish()
+	counted := newFetchProgress(total, parts)
+	res, err := restore.Run(ctx, plan, src, restore.Config{
+		Decompress: decompressor(1),
+		Attempts:   min(a.set.General.DownloadFileRetries, 2),
+		Retryable: func(err error) bool {
+			// The storage layer has tried again where that could help, and
+			// damage stays damage: one more reading tells bytes altered on
+			// the way from bytes altered in store.
+			return !errors.Is(err, storage.ErrNotExist) && !errors.Is(err, storage.ErrPermanent)
+		},
+		Progress:     counted.note,
+		Log:          a.log,
+		DisableFsync: a.set.General.TarDisableFsync,
+	})
+	if err != nil {
+		return err
+	}
+	for _, note := range res.Notes {
+		a.log.Warn(note)
+	}
+	a.log.Info("Backup extraction complete.", "files", res.Files, "bytes", res.Bytes)
+	return nil
+}
+
+func (a *app) chooseBackup(ctx context.Context, r *repo.Repo, name string) (pg.BackupName, error) {
+	data := a.set.Postgres.FetchTargetUserData
+	c, err := readCatalog(ctx, r, data != "")
+	if err != nil {
+		return "", err
+	}
+	var b catalog.Backup
+	if data != "" {
+		var want manifest.UserData
+		if want, err = manifest.ParseUserData(data); err != nil {
+			return "", fmt.Errorf("user data: %w", err)
+		}
+		b, err = c.FindByUserData(want)
+	} else {
+		b, err = c.Find(name)
+	}
+	return b.Name, err
+}
+
+// expectedParts are the tars that the list of files mentions, so that a lost
+// one is noticed. A backup may have no list.
+func expectedParts(ctx context.Context, r *repo.Repo, backup pg.BackupName) ([]string, error) {
+	doc, err := r.OpenFilesMetadata(ctx, backup)
+	if errors.Is(err, storage.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the list of files of %s: %w", backup, err)
+	}
+	defer doc.Close()
+	var names []string
+	err = manifest.ReadFiles(doc, manifest.FilesVisitor{Tar: func(object string) error {
+		names = append(names, object)
+		return nil
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("read the list of files of %s: %w", backup, err)
+	}
+	return names, nil
+}
+
+// source gives restore the parts of one backup.
+type source struct {
+	r      *repo.Repo
+	backup pg.BackupName
+}
+
+// Parts implements restore.Source.
+func (s source) Parts(ctx context.Context) ([]restore.Object, error) {
+	var out []restore.Object
+	for p, err := range s.r.Parts(ctx, s.backup) {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, restore.Object{Name: p.Name, Size: p.Size})
+	}
+	return out, nil
+}
+
+// Open implements restore.Source.
+func (s source) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	return s.r.OpenObject(ctx, s.r.Folder().PartKey(s.backup, name), storage.Range{})
+}
+
+// decompressor chooses by the object's extension; "part_001.tar" has none.
+func decompressor(workers int) func(string, io.Reader) (io.ReadCloser, error) {
+	return func(object string, stored io.Reader) (io.ReadCloser, error) {
+		ext := path.Ext(object)
+		if ext == ".tar" {
+			ext = ""
+		} else if ext != "" {
+			ext = ext[1:]
+		}
+		method, err := compress.ByExtension(ext)
+		if err != nil {
+			return nil, err
+		}
+		return compress.NewReader(stored, method, workers)
+	}
+}
+
+// fetchProgress counts stored bytes, whose total is known, for the bar.
+type fetchProgress struct {
+	total *progress.Tracker
+	whole *progress.Part
+	seen  int64
+}
+
+func newFetchProgress(total *progress.Tracker, parts []restore.Object) *fetchProgress {
+	var size int64
+	for _, p := range parts {
+		size += p.Size
+	}
+	return &fetchProgress{total: total, whole: total.Part(fmt.Sprintf("%d parts", len(parts)), size)}
+}
+
+func (f *fetchProgress) note(p restore.Progress) {
+	f.whole.Add(p.StoredBytes - f.seen)
+	f.seen = p.StoredBytes
+}

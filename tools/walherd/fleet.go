@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/walherd/walherd/engine/compress"
+	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/broker"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/topology"
+	"github.com/walherd/walherd/messages/transit"
+	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/workers/archive"
+	"github.com/walherd/walherd/workers/assemble"
+	"github.com/walherd/walherd/workers/intake"
+	"github.com/walherd/walherd/workers/runner"
+)
+
+// fleet is what a command that publishes work is connected to: a broker
+// elsewhere, or one inside this process with workers of its own. Everything
+// above it is the same code in both shapes.
+type fleet struct {
+	cluster messages.Cluster
+	bus     *bus.Bus
+	carrier transit.Carrier
+
+	embedded *broker.Embedded // nil with a broker elsewhere
+	workers  *runner.Runner   // nil where other processes work
+}
+
+// localWindow is how many bytes may be between producer and worker of one
+// process. They share the memory, so it need not cover any latency.
+const localWindow = 8 << 20
+
+// connect joins the configured broker, or starts the embedded one with workers
+// for the given kinds of job. The caller closes the fleet.
+func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, err error) {
+	cluster, err := messages.ParseCluster(a.set.Walherd.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	f = &fleet{cluster: cluster}
+	defer func() {
+		if err != nil {
+			f.close(ctx, a.log)
+		}
+	}()
+	if a.set.Walherd.NATSURL != "" {
+		return f, a.connectRemote(ctx, f)
+	}
+	// The storage comes first: a broker is no use without one.
+	where, err := a.openRepo(true)
+	if err != nil {
+		return f, err
+	}
+	walWhere := where
+	if a.set.General.NetworkRateLimit > 0 {
+		if walWhere, err = a.openRepo(false); err != nil {
+			return f, err
+		}
+	}
+	if f.embedded, err = broker.Start(broker.Options{}); err != nil {
+		return f, err
+	}
+	f.bus, err = bus.Connect(ctx, bus.Options{InProcess: f.embedded, Name: a.name, Logger: a.log})
+	if err != nil {
+		return f, err
+	}
+	if _, err = topology.Ensure(ctx, f.bus, a.topology(true)); err != nil {
+		return f, err
+	}
+	f.carrier = transit.NewLocal(localWindow)
+	return f, a.startWorkers(ctx, f, where, walWhere, kinds)
+}
+
+func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
+	f.bus, err = bus.Connect(ctx, bus.Options{URL: a.set.Walherd.NATSURL, Name: a.name + " " + a.set.Walherd.Cluster, Logger: a.log})
+	if err != nil {
+		return err
+	}
+	diffs, err := topology.Ensure(ctx, f.bus, a.topology(false))
+	for _, d := range diffs {
+		a.log.Warn("broker set-up differs", "difference", d)
+	}
+	if err != nil {
+		return err
+	}
+	f.carrier = transit.NewQueue(f.bus, transit.QueueOptions{Window: int(a.set.Walherd.Window)})
+	return nil
+}
+
+func (a *app) topology(inMemory bool) topology.Config {
+	return topology.Config{
+		Cluster: messages.Cluster(a.set.Walherd.Cluster), InMemory: inMemory, Replicas: a.set.Walherd.Replicas,
+		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
+	}
+}
+
+// startWorkers runs the pools for the given kinds in this process.
+func (a *app) startWorkers(ctx context.Context, f *fleet, where, walWhere *repo.Repo, kinds []messages.Kind) error {
+	codec, err := a.codec()
+	if err != nil {
+		return err
+	}
+	deps := assemble.Deps{Repo: where, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log}
+	var pools []runner.Pool
+	for _, k := range kinds {
+		switch k {
+		case messages.KindArchive:
+			pools = append(pools, runner.Pool{Kind: k, Slots: a.set.Walherd.WALSlots, Handler: &archive.Handler{
+				Repo: walWhere, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log,
+			}})
+		case messages.KindPart:
+			slots := max(a.set.Walherd.WorkerSlots, a.readers()+1)
+			pools = append(pools, runner.Pool{Kind: k, Slots: slots, Handler: &assemble.PartHandler{Deps: deps}})
+		case messages.KindCommit:
+			pools = append(pools, runner.Pool{Kind: k, Slots: 1, Handler: &assemble.CommitHandler{Deps: deps}})
+		}
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fmt.Errorf("name this worker: %w", err)
+	}
+	f.workers = runner.New(runner.Options{
+		Bus: f.bus, Worker: fmt.Sprintf("%s-%d", host, os.Getpid()), Logger: a.log, Tracer: a.tracer, Cluster: f.cluster,
+		Heartbeat: a.set.Walherd.AckWait / 3, Tries: a.set.Walherd.JobTries,
+	}, pools...)
+	// Workers outlive an interrupt of the command, so that it can wait for
+	// what it published to be given up in order.
+	return f.workers.Start(context.WithoutCancel(ctx))
+}
+
+func (a *app) codec() (intake.Codec, error) {
+	method, err := compress.ParseMethod(a.set.General.CompressionMethod)
+	if err != nil {
+		return intake.Codec{}, fmt.Errorf("setting WALG_COMPRESSION_METHOD: %w", err)
+	}
+	opt := compress.Options{Method: method, Workers: min(runtime.GOMAXPROCS(0), 8)}
+	if l := a.set.General.ZstdLevel; l != "" {
+		if opt.Level, err = compress.ParseLevel(l); err != nil {
+			return intake.Codec{}, fmt.Errorf("setting WALG_ZSTD_LEVEL: %w", err)
+		}
+	}
+	return intake.Codec{Compress: opt}, opt.Validate()
+}
+
+// readers is how many parts are read from disk side by side.
+func (a *app) readers() int {
+	if a.turbo {
+		return max(a.set.General.UploadDiskConcurrency, 4)
+	}
+	return a.set.General.UploadDiskConcurrency
+}
+
+// drainLimit bounds how long the workers of a finished or interrupted command
+// may take to end.
+const drainLimit = 10 * time.Second
+
+// close drains this process's workers and disconnects.
+func (f *fleet) close(ctx context.Context, log *slog.Logger) {
+	if f.workers != nil {
+		limit := drainLimit
+		if ctx.Err() != nil {
+			limit = 0 // interrupted: nobody waits for the jobs any more
+		}
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		if err := f.workers.Stop(drain); err != nil && ctx.Err() == nil {
+			log.Warn("stop workers", "error", err)
+		}
+		cancel()
+	}
+	if f.bus != nil {
+		f.bus.Close()
+	}
+	if f.embedded != nil {
+		f.embedded.Stop()
+	}
+}
