@@ -1,0 +1,7 @@
+// Package low is a fixture.
+package low
+
+import "fmt"
+
+// Hello greets.
+func Hello() { fmt.Println("hello") }

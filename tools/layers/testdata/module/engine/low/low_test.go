@@ -1,0 +1,5 @@
+package low
+
+import "os"
+
+var _ = os.Args

@@ -1,0 +1,3 @@
+module github.com/walherd/walherd
+
+go 1.26
