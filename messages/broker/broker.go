@@ -46,8 +46,7 @@ func Start(opt Options) (*Embedded, error) {
 	}
 	e := &Embedded{}
 	if opt.StoreDir == "" {
-		// JetStream wants a directory even if nothing is ever stored in it.
-		dir, err := os.MkdirTemp("", "walherd-broker-")
+		dir, err := tempDir()
 		if err != nil {
 			return nil, fmt.Errorf("make the embedded broker's directory: %w (set TMPDIR to a writable directory)", err)
 		}
@@ -80,6 +79,16 @@ func Start(opt Options) (*Embedded, error) {
 	return e, nil
 }
 
+// tempDir makes the directory that JetStream wants even if nothing is ever
+// stored in it: in memory where the system has such a place.
+func tempDir() (string, error) {
+	const pattern = "walherd-broker-"
+	if dir, err := os.MkdirTemp("/dev/shm", pattern); err == nil {
+		return dir, nil
+	}
+	return os.MkdirTemp("", pattern)
+}
+
 func splitLoopback(addr string) (string, int, error) {
 	a, err := net.ResolveTCPAddr("tcp", addr)
 	if err != nil {
@@ -105,12 +114,21 @@ func (e *Embedded) URL() string {
 	return e.s.ClientURL()
 }
 
+// Dir is the temporary directory, if there is one.
+func (e *Embedded) Dir() string { return e.dir }
+
 // Stop shuts the server down and waits for it.
 func (e *Embedded) Stop() {
 	e.s.Shutdown()
 	e.s.WaitForShutdown()
 	e.removeDir()
 }
+
+// Abandon is Stop for a process that is about to end: it only removes the
+// temporary directory. A server that still knows of a worker's waiting request
+// sleeps 50 ms in its shutdown so that the worker hears of it, and
+// archive_command would pay that for every segment.
+func (e *Embedded) Abandon() { e.removeDir() }
 
 func (e *Embedded) removeDir() {
 	if e.dir != "" {

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/walherd/walherd/messages"
@@ -84,9 +85,15 @@ type Config struct {
 	Cluster messages.Cluster
 	// Replicas of file streams: 1, 3 or 5. 0 is 1.
 	Replicas int
-	// InMemory keeps every stream in memory: the embedded broker, which
-	// dies with the command that waits for it anyway.
+	// InMemory keeps every stream in memory.
 	InMemory bool
+	// Embedded is the broker inside a command, which dies with it: in
+	// memory, and without what nobody could ever read. Bulk bytes do not pass
+	// through it, and the command reports failures itself. Each stream costs
+	// a millisecond, and archive_command pays for all of them every time.
+	Embedded bool
+	// Kinds of job to declare consumers for; nil is all.
+	Kinds []messages.Kind
 	// AckWait and MaxDeliver of job consumers. 0: 30 s and 5.
 	AckWait    time.Duration
 	MaxDeliver int
@@ -124,10 +131,10 @@ func (c Config) withDefaults() Config {
 func (c Config) Streams() []Stream {
 	c = c.withDefaults()
 	store, small := File, int64(256<<20)
-	if c.InMemory {
+	if c.InMemory || c.Embedded {
 		store, small = Memory, 8<<20
 	}
-	return []Stream{
+	all := []Stream{
 		{Name: StreamWork, Subjects: []string{"walherd.work.>"}, Retention: WorkQueue, Storage: store, Replicas: c.Replicas, MaxBytes: 4 * small},
 		{Name: StreamWAL, Subjects: []string{"walherd.wal.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: c.MaxWALBytes},
 		// Chunks can be produced again, so they are worth no disk and no replica.
@@ -140,13 +147,21 @@ func (c Config) Streams() []Stream {
 			"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED." + StreamWork + ".>",
 		}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, DropOld: true},
 	}
+	if !c.Embedded {
+		return all
+	}
+	return slices.DeleteFunc(all, func(s Stream) bool { return s.Name != StreamWork && s.Name != StreamEvent })
 }
 
 // Consumers declares one durable consumer per kind of job of the cluster.
 func (c Config) Consumers() []Consumer {
 	c = c.withDefaults()
 	var out []Consumer
-	for _, k := range messages.Kinds() {
+	kinds := c.Kinds
+	if kinds == nil {
+		kinds = messages.Kinds()
+	}
+	for _, k := range kinds {
 		out = append(out, Consumer{
 			Stream: StreamWork, Name: messages.WorkConsumer(k, c.Cluster), Filter: messages.WorkSubject(k, c.Cluster),
 			AckWait: c.AckWait, MaxDeliver: c.MaxDeliver, MaxAckPending: 1000,
@@ -191,7 +206,12 @@ func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) 
 	}
 	var diffs []Difference
 	for _, want := range cfg.Streams() {
-		got, ok, err := admin.Stream(ctx, want.Name)
+		// A broker that this process has just started has nothing to look up.
+		var got Stream
+		ok, err := false, error(nil)
+		if !cfg.Embedded {
+			got, ok, err = admin.Stream(ctx, want.Name)
+		}
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("look up stream %s: %w", want.Name, err)
@@ -204,7 +224,11 @@ func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) 
 		}
 	}
 	for _, want := range cfg.Consumers() {
-		got, ok, err := admin.Consumer(ctx, want.Stream, want.Name)
+		var got Consumer
+		ok, err := false, error(nil)
+		if !cfg.Embedded {
+			got, ok, err = admin.Consumer(ctx, want.Stream, want.Name)
+		}
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("look up consumer %s of %s: %w", want.Name, want.Stream, err)

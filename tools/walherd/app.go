@@ -129,13 +129,23 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 	if n := set.General.GoMaxProcs; n > 0 && !a.turbo {
 		runtime.GOMAXPROCS(n)
 	}
-	// The buffers in flight are few and long-lived: collecting twice as
-	// often costs little and keeps the process small.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
 	return nil
 }
+
+// collect sets how much garbage may gather, in percent of the live heap, unless
+// GOGC says so. Commands that move a backup collect often, since their buffers
+// are few and long-lived and the process shall stay small; those that move one
+// segment not at all, since they end before it matters.
+func (a *app) collect(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+}
+
+const (
+	collectOften  = 50
+	collectRarely = 800
+)
 
 // interactive reports whether progress bars may be drawn.
 func (a *app) interactive() bool {

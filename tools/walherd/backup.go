@@ -82,6 +82,7 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 			return fmt.Errorf("user data: %w", err)
 		}
 	}
+	a.collect(collectOften)
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("find the host's name: %w", err)
@@ -310,6 +311,7 @@ func (a *app) backupFetch() *cobra.Command {
 // fetchBackup needs the storage and nothing else: no broker, no worker, no
 // database.
 func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, mask, specFile string) error {
+	a.collect(collectOften)
 	backup, err := a.chooseBackup(ctx, r, name)
 	if err != nil {
 		return err
@@ -354,7 +356,7 @@ func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, 
 	}
 	total := a.progress("backup-fetch", plan.StoredBytes())
 	defer total.Finish()
-	counted := newFetchProgress(total, parts)
+	counted := newFetchProgress(total, plan)
 	res, err := restore.Run(ctx, plan, src, restore.Config{
 		Decompress: decompressor(1),
 		Attempts:   min(a.set.General.DownloadFileRetries, 2),
@@ -371,6 +373,7 @@ func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, 
 	if err != nil {
 		return err
 	}
+	counted.done()
 	for _, note := range res.Notes {
 		a.log.Warn(note)
 	}
@@ -461,20 +464,20 @@ func decompressor(workers int) func(string, io.Reader) (io.ReadCloser, error) {
 
 // fetchProgress counts stored bytes, whose total is known, for the bar.
 type fetchProgress struct {
-	total *progress.Tracker
 	whole *progress.Part
+	size  int64
 	seen  int64
 }
 
-func newFetchProgress(total *progress.Tracker, parts []restore.Object) *fetchProgress {
-	var size int64
-	for _, p := range parts {
-		size += p.Size
-	}
-	return &fetchProgress{total: total, whole: total.Part(fmt.Sprintf("%d parts", len(parts)), size)}
+func newFetchProgress(total *progress.Tracker, plan *restore.Plan) *fetchProgress {
+	size := plan.StoredBytes()
+	name := fmt.Sprintf("%d parts", len(plan.Data)+len(plan.Label)+len(plan.Control))
+	return &fetchProgress{whole: total.Part(name, size), size: size}
 }
 
 func (f *fetchProgress) note(p restore.Progress) {
 	f.whole.Add(p.StoredBytes - f.seen)
 	f.seen = p.StoredBytes
 }
+
+func (f *fetchProgress) done() { f.whole.Done(f.size) }

@@ -71,7 +71,7 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 	if err != nil {
 		return f, err
 	}
-	if _, err = topology.Ensure(ctx, f.bus, a.topology(true)); err != nil {
+	if _, err = topology.Ensure(ctx, f.bus, topology.Config{Cluster: f.cluster, Embedded: true, Kinds: kinds, MaxDeliver: a.set.Walherd.JobTries, AckWait: a.set.Walherd.AckWait}); err != nil {
 		return f, err
 	}
 	f.carrier = transit.NewLocal(localWindow)
@@ -83,7 +83,10 @@ func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
 	if err != nil {
 		return err
 	}
-	diffs, err := topology.Ensure(ctx, f.bus, a.topology(false))
+	diffs, err := topology.Ensure(ctx, f.bus, topology.Config{
+		Cluster: f.cluster, Replicas: a.set.Walherd.Replicas,
+		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
+	})
 	for _, d := range diffs {
 		a.log.Warn("broker set-up differs", "difference", d)
 	}
@@ -92,13 +95,6 @@ func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
 	}
 	f.carrier = transit.NewQueue(f.bus, transit.QueueOptions{Window: int(a.set.Walherd.Window)})
 	return nil
-}
-
-func (a *app) topology(inMemory bool) topology.Config {
-	return topology.Config{
-		Cluster: messages.Cluster(a.set.Walherd.Cluster), InMemory: inMemory, Replicas: a.set.Walherd.Replicas,
-		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
-	}
 }
 
 // startWorkers runs the pools for the given kinds in this process.
@@ -178,6 +174,6 @@ func (f *fleet) close(ctx context.Context, log *slog.Logger) {
 		f.bus.Close()
 	}
 	if f.embedded != nil {
-		f.embedded.Stop()
+		f.embedded.Abandon()
 	}
 }

@@ -44,6 +44,7 @@ func (a *app) pushWAL(ctx context.Context, path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("archive %s: %w", filepath.Base(path), err)
 	}
+	a.collect(collectRarely)
 	f, err := a.connect(ctx, messages.KindArchive)
 	if err != nil {
 		return err
@@ -99,6 +100,7 @@ func (a *app) fetchWAL(ctx context.Context, r *repo.Repo, name, destination stri
 	if _, err := os.Lstat(destination); err == nil {
 		return fmt.Errorf("fetch WAL %s: %s: %w: it must not exist", name, destination, fs.ErrExist)
 	}
+	a.collect(collectRarely)
 	codec, err := a.codec()
 	if err != nil {
 		return err

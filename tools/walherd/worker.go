@@ -37,6 +37,7 @@ func (a *app) work(ctx context.Context, limit time.Duration) error {
 	if a.set.Walherd.NATSURL == "" {
 		return fmt.Errorf("worker needs a broker: set WALHERD_NATS_URL (without one, every command works its own jobs)")
 	}
+	a.collect(collectOften)
 	where, err := a.openRepo(true)
 	if err != nil {
 		return err
