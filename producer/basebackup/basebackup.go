@@ -450,7 +450,6 @@ func (b *backup) commit(stop pgconn.Stop) (*manifest.Sentinel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", b.name, err)
 	}
-	b.Logger.Info(fmt.Sprintf("Wrote backup with name %s", b.name))
 	return s, nil
 }
 

@@ -118,8 +118,12 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: permanent, UserData: data,
 		NoFilesMetadata: a.set.Postgres.WithoutFilesMetadata, NoRelations: a.set.Postgres.DisablePartialRestore,
 	}
-	_, err = p.Push(ctx)
-	return err
+	res, err := p.Push(ctx)
+	if err != nil {
+		return err
+	}
+	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage default", res.Name))
+	return nil
 }
 
 // pushProgress shows a backup's progress. The total is known once the data
