@@ -80,6 +80,7 @@ type Reader struct {
 	name  string // of the current entry
 	total int64  // of the entries' sizes
 	end   int64  // where the current entry's content and padding end
+	local bool   // a name began with a slash
 	err   error
 }
 
@@ -110,6 +111,7 @@ func (r *Reader) Next() (Header, error) {
 			if hasContent(hdr.Typeflag) {
 				r.end += padded(hdr.Size)
 			}
+			r.local = r.local || strings.HasPrefix(hdr.Name, "/")
 			var h Header
 			var ok bool
 			if h, ok, r.err = r.accept(hdr); ok {
@@ -235,7 +237,15 @@ func hasContent(flag byte) bool { return flag < tar.TypeLink || flag > tar.TypeF
 // marker for an end, so a tar cut at an entry's border looks whole to it. What
 // tells is two zero blocks, read behind the last entry: a file may end in
 // zeros too, and PAX records may be two blocks behind an entry.
+//
+// A server's BASE_BACKUP of a tablespace has no end marker, and WAL-G stores it
+// as it comes. Its names have no slash in front, unlike all those of a local
+// backup; there, a cut at an entry's border is left to the compression and the
+// seal to find.
 func (r *Reader) finish() error {
+	if r.in.total == r.end && r.end > 0 && !r.local {
+		return io.EOF
+	}
 	if r.in.total != r.end+trailerSize || r.in.last != [trailerSize]byte{} {
 		return r.wrap(io.ErrUnexpectedEOF)
 	}

@@ -170,12 +170,31 @@ func TestReaderBounds(t *testing.T) {
 // file that ends in zeros.
 func TestReaderTruncated(t *testing.T) {
 	t.Parallel()
-	b := archive(t, regular("a", "12345"), regular(strings.Repeat("n", 300), "pax"), member{tar.Header{Typeflag: tar.TypeDir, Name: "d/"}, ""},
-		regular("zeros", strings.Repeat("\x00", 2048)))
+	b := archive(t, regular("/a", "12345"), regular("/"+strings.Repeat("n", 300), "pax"), member{tar.Header{Typeflag: tar.TypeDir, Name: "/d/"}, ""},
+		regular("/zeros", strings.Repeat("\x00", 2048)))
 	if _, err := readAll(b, ReaderOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	for n := range len(b) {
+		if _, err := readAll(b[:n], ReaderOptions{}); !errors.Is(err, ErrTruncated) {
+			t.Fatalf("cut at %d of %d: %v", n, len(b), err)
+		}
+	}
+}
+
+// The server's own tars of tablespaces have no end marker; a cut inside an
+// entry is found in them too.
+func TestReaderStreamedWithoutEnd(t *testing.T) {
+	t.Parallel()
+	b := archive(t, regular("pg_tblspc/1/a", "12345"), regular("pg_tblspc/1/b", "67890"))
+	b = b[:len(b)-trailerSize]
+	if all, err := readAll(b, ReaderOptions{}); err != nil || len(all) != 2 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for n := range len(b) {
+		if n == len(b)/2 {
+			continue // between the entries
+		}
 		if _, err := readAll(b[:n], ReaderOptions{}); !errors.Is(err, ErrTruncated) {
 			t.Fatalf("cut at %d of %d: %v", n, len(b), err)
 		}
