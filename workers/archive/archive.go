@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/walherd/walherd/engine/compress"
+	"github.com/walherd/walherd/engine/seal"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/transit"
@@ -53,7 +55,7 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	got, err := h.store(ctx, aj)
 	switch {
-	case errors.Is(err, ErrConflict), errors.Is(err, storage.ErrPermanent), errors.Is(err, storage.ErrName), errors.Is(err, transit.ErrUnknownRef):
+	case final(err):
 		return bus.Reject(err)
 	case err != nil:
 		return err
@@ -64,6 +66,13 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes})
 	return nil
+}
+
+// final tells the errors that no other try would mend.
+func final(err error) bool {
+	return slices.ContainsFunc([]error{
+		ErrConflict, storage.ErrPermanent, storage.ErrName, transit.ErrUnknownRef, seal.ErrNoPrivateKey, seal.ErrWrongKey,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // Settled implements runner.Handler: failures are told, success was told by
@@ -148,16 +157,12 @@ func (h *Handler) compareExisting(ctx context.Context, aj messages.ArchiveJob) (
 	if err != nil {
 		return stored{}, fmt.Errorf("look for archived %s: %w", aj.Name, err)
 	}
-	method, err := compress.ByExtension(ext)
-	if err != nil {
-		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
-	}
 	old, err := h.Repo.OpenObject(ctx, key, storage.Range{})
 	if err != nil {
 		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
 	}
 	defer old.Close()
-	plain, err := compress.NewReader(old, method, 1)
+	plain, err := h.Codec.Open(ctx, old, ext)
 	if err != nil {
 		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
 	}
