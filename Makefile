@@ -35,7 +35,7 @@ go:
 # pgtest needs initdb and postgres of a supported version (or WALHERD_PG_BIN),
 # psql and pgbench of any; tests compare with the lz4 and zstd programs.
 .PHONY: deps
-deps: go ## install what tests and demo need: PostgreSQL, lz4, zstd (Debian)
+deps: go ## install what tests and demo need: PostgreSQL, lz4, gpg, libsodium ... (Debian)
 	@want=""; \
 	have_pg() { \
 	  [ -n "$${WALHERD_PG_BIN:-}" ] && [ -x "$$WALHERD_PG_BIN/initdb" ] && return 0; \
@@ -47,7 +47,10 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, zstd (Debian)
 	  command -v "$$1" >/dev/null; \
 	}; \
 	have_pg && have_client psql && have_client pgbench || want="$$want postgresql"; \
-	for tool in lz4 zstd; do command -v $$tool >/dev/null || want="$$want $$tool"; done; \
+	for tool in lz4 zstd brotli gcc; do command -v $$tool >/dev/null || want="$$want $$tool"; done; \
+	command -v xz >/dev/null || want="$$want xz-utils"; \
+	command -v gpgconf >/dev/null || want="$$want gnupg"; \
+	[ -e /usr/include/sodium.h ] || want="$$want libsodium-dev"; \
 	[ -n "$$want" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "missing:$$want; there is no apt-get here: install them by hand" >&2; exit 1; }; \
 	as_root=""; \
@@ -66,6 +69,12 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, zstd (Debian)
 	$$as_root apt-get update -q; \
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$want
 
+# The S3 server that tests run against is built once and kept; without this
+# the first S3 test would wait for it inside go test's time limit.
+.PHONY: s3server
+s3server: go
+	@$(GO) run ./tools/s3run -build
+
 .PHONY: build
 build: go ## bin/walherd, and bin/wal-g, the same file
 	@mkdir -p bin
@@ -78,11 +87,11 @@ check: go ## gofmt and go vet
 	$(GO) vet ./...
 
 .PHONY: test
-test: deps check ## all tests, against a real PostgreSQL
+test: deps check s3server ## all tests, against a real PostgreSQL and a real S3 server
 	$(GO) test -timeout $(TIMEOUT) ./...
 
 .PHONY: race
-race: deps ## the concurrent packages under the race detector (needs a C compiler)
+race: deps s3server ## the concurrent packages under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TIMEOUT) $(RACE)
 
 .PHONY: lint
