@@ -101,6 +101,9 @@ func New(b storage.Bucket, opt Options) *Bucket {
 	return &Bucket{b: b, opt: opt}
 }
 
+// Unwrap is the Bucket inside, without the retries.
+func (b *Bucket) Unwrap() storage.Bucket { return b.b }
+
 func wait(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
