@@ -15,14 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/term"
-	"golang.org/x/time/rate"
 
 	"github.com/walherd/walherd/engine/telemetry"
-	"github.com/walherd/walherd/storage"
-	"github.com/walherd/walherd/storage/fs"
-	"github.com/walherd/walherd/storage/limit"
-	"github.com/walherd/walherd/storage/repo"
-	"github.com/walherd/walherd/storage/retry"
 	"github.com/walherd/walherd/tools/walherd/progress"
 	"github.com/walherd/walherd/tools/walherd/settings"
 )
@@ -155,31 +149,4 @@ func (a *app) interactive() bool {
 // progress starts the display of long work. The caller finishes it.
 func (a *app) progress(title string, total int64) *progress.Tracker {
 	return progress.New(progress.Options{Out: a.screen, IsTTY: a.interactive(), Logger: a.log, Total: total, Title: title})
-}
-
-// openRepo opens the configured storage. limited applies the network rate
-// limit, which WAL traffic is exempt from.
-func (a *app) openRepo(limited bool) (*repo.Repo, error) {
-	where, err := a.set.Storage()
-	if err != nil {
-		return nil, err
-	}
-	if where.Kind != settings.KindFile {
-		return nil, fmt.Errorf("storage %s is not supported yet: set WALG_FILE_PREFIX", where.Kind)
-	}
-	dir, err := fs.Open(where.Location)
-	if err != nil {
-		return nil, err
-	}
-	var b storage.Bucket = dir
-	if where.Prefix != "" {
-		if b, err = storage.Sub(b, where.Prefix); err != nil {
-			return nil, fmt.Errorf("setting WALG_STORAGE_PREFIX: %w", err)
-		}
-	}
-	if n := a.set.General.NetworkRateLimit; limited && n > 0 && !a.turbo {
-		bytes := rate.NewLimiter(rate.Limit(n), int(n))
-		b = limit.New(b, bytes, bytes)
-	}
-	return repo.New(retry.New(b, retry.Options{Log: a.log}), "default"), nil
 }

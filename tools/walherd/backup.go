@@ -8,13 +8,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/walherd/walherd/engine/catalog"
-	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/manifest"
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/restore"
@@ -25,6 +26,7 @@ import (
 	"github.com/walherd/walherd/storage/repo"
 	"github.com/walherd/walherd/tools/walherd/progress"
 	"github.com/walherd/walherd/tools/walherd/render"
+	"github.com/walherd/walherd/workers/intake"
 )
 
 func (a *app) backupPush() *cobra.Command {
@@ -92,7 +94,6 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 		return err
 	}
 	defer f.close(ctx, a.log)
-	a.log.Info("Backup will be pushed to storage: default")
 	conn, err := pgconn.Connect(ctx, pgconn.Options{Logger: a.log})
 	if err != nil {
 		return err
@@ -122,7 +123,11 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 	if err != nil {
 		return err
 	}
-	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage default", res.Name))
+	where := ""
+	if f.storages != nil {
+		where = " to storage " + f.backups
+	}
+	a.log.Info(fmt.Sprintf("Wrote backup with name %s%s", res.Name, where))
 	return nil
 }
 
@@ -184,12 +189,13 @@ func (a *app) backupList() *cobra.Command {
 			if err := a.pickStorage(cmd); err != nil {
 				return err
 			}
-			r, err := a.openRepo(false)
+			stores, err := a.openStorages(cmd.Context(), false, false)
 			if err != nil {
 				return err
 			}
+			defer stores.close()
 			opt.Location = time.Local
-			return a.listBackups(cmd.Context(), r, opt)
+			return a.listBackups(cmd.Context(), stores, opt)
 		},
 	}
 	cmd.Flags().BoolVar(&opt.Pretty, "pretty", false, "print a table, or indented JSON")
@@ -199,8 +205,12 @@ func (a *app) backupList() *cobra.Command {
 	return cmd
 }
 
-func (a *app) listBackups(ctx context.Context, r *repo.Repo, opt render.Options) error {
-	c, err := readCatalog(ctx, r, opt.Detail)
+func (a *app) listBackups(ctx context.Context, stores *storages, opt render.Options) error {
+	repos, err := stores.readers(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := readCatalog(ctx, repos, opt.Detail)
 	if err != nil {
 		return err
 	}
@@ -235,23 +245,25 @@ func (a *app) listBackups(ctx context.Context, r *repo.Repo, opt render.Options)
 
 // readCatalog lists the backups, with the metadata of each if wanted. Metadata
 // that is absent is left nil; any other failure to read it is an error.
-func readCatalog(ctx context.Context, r *repo.Repo, metadata bool) (*catalog.Catalog, error) {
+func readCatalog(ctx context.Context, repos []*repo.Repo, metadata bool) (*catalog.Catalog, error) {
 	var entries []catalog.Entry
-	for s, err := range r.Sentinels(ctx) {
-		if err != nil {
-			return nil, err
-		}
-		e := catalog.Entry{Object: string(s.Name) + catalog.SentinelSuffix, Modified: s.Modified, Storage: r.Name()}
-		if metadata {
-			doc, _, err := r.Metadata(ctx, s.Name)
-			if err == nil {
-				e.Metadata, err = manifest.ParseMetadata(doc)
+	for _, r := range repos {
+		for s, err := range r.Sentinels(ctx) {
+			if err != nil {
+				return nil, err
 			}
-			if err != nil && !errors.Is(err, storage.ErrNotExist) {
-				return nil, fmt.Errorf("read metadata of %s: %w", s.Name, err)
+			e := catalog.Entry{Object: string(s.Name) + catalog.SentinelSuffix, Modified: s.Modified, Storage: r.Name()}
+			if metadata {
+				doc, _, err := r.Metadata(ctx, s.Name)
+				if err == nil {
+					e.Metadata, err = manifest.ParseMetadata(doc)
+				}
+				if err != nil && !errors.Is(err, storage.ErrNotExist) {
+					return nil, fmt.Errorf("read metadata of %s: %w", s.Name, err)
+				}
 			}
+			entries = append(entries, e)
 		}
-		entries = append(entries, e)
 	}
 	return catalog.Build(entries), nil
 }
@@ -286,10 +298,11 @@ func (a *app) backupFetch() *cobra.Command {
 			case name != "" && data != "":
 				return &usageError{errors.New("a backup name and user data (--target-user-data, WALG_FETCH_TARGET_USER_DATA) exclude each other"), cmd.UsageString()}
 			}
-			r, err := a.openRepo(true)
+			stores, err := a.openStorages(cmd.Context(), false, true)
 			if err != nil {
 				return err
 			}
+			defer stores.close()
 			mask, err := cmd.Flags().GetString("mask")
 			if err != nil {
 				return err
@@ -298,7 +311,7 @@ func (a *app) backupFetch() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.fetchBackup(cmd.Context(), r, args[0], name, mask, spec)
+			return a.fetchBackup(cmd.Context(), stores, args[0], name, mask, spec)
 		},
 	}
 	f := cmd.Flags()
@@ -314,9 +327,18 @@ func (a *app) backupFetch() *cobra.Command {
 
 // fetchBackup needs the storage and nothing else: no broker, no worker, no
 // database.
-func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, mask, specFile string) error {
+func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, name, mask, specFile string) error {
 	a.collect(collectOften)
-	backup, err := a.chooseBackup(ctx, r, name)
+	codec, err := a.codec(ctx)
+	if err != nil {
+		return err
+	}
+	if codec.Sealer != nil {
+		if err := codec.Sealer.CanOpen(); err != nil {
+			return err
+		}
+	}
+	r, backup, err := a.chooseBackup(ctx, stores, name)
 	if err != nil {
 		return err
 	}
@@ -362,7 +384,7 @@ func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, 
 	defer total.Finish()
 	counted := newFetchProgress(total, plan)
 	res, err := restore.Run(ctx, plan, src, restore.Config{
-		Decompress: decompressor(1),
+		Decompress: decoder(ctx, codec),
 		Attempts:   min(a.set.General.DownloadFileRetries, 2),
 		Retryable: func(err error) bool {
 			// The storage layer has tried again where that could help, and
@@ -385,23 +407,35 @@ func (a *app) fetchBackup(ctx context.Context, r *repo.Repo, destination, name, 
 	return nil
 }
 
-func (a *app) chooseBackup(ctx context.Context, r *repo.Repo, name string) (pg.BackupName, error) {
-	data := a.set.Postgres.FetchTargetUserData
-	c, err := readCatalog(ctx, r, data != "")
+// chooseBackup finds the backup that is meant, and the storage that has it.
+func (a *app) chooseBackup(ctx context.Context, stores *storages, name string) (*repo.Repo, pg.BackupName, error) {
+	repos, err := stores.readers(ctx)
 	if err != nil {
-		return "", err
+		return nil, "", err
+	}
+	data := a.set.Postgres.FetchTargetUserData
+	c, err := readCatalog(ctx, repos, data != "")
+	if err != nil {
+		return nil, "", err
 	}
 	var b catalog.Backup
 	if data != "" {
 		var want manifest.UserData
 		if want, err = manifest.ParseUserData(data); err != nil {
-			return "", fmt.Errorf("user data: %w", err)
+			return nil, "", fmt.Errorf("user data: %w", err)
 		}
 		b, err = c.FindByUserData(want)
 	} else {
 		b, err = c.Find(name)
 	}
-	return b.Name, err
+	if err != nil {
+		if down := stores.down(ctx); len(down) > 0 {
+			err = fmt.Errorf("%w (storage %s cannot be read now)", err, strings.Join(down, ", "))
+		}
+		return nil, "", err
+	}
+	at := slices.IndexFunc(repos, func(r *repo.Repo) bool { return r.Name() == b.Storage })
+	return repos[at], b.Name, nil
 }
 
 // expectedParts are the tars that the list of files mentions, so that a lost
@@ -449,20 +483,17 @@ func (s source) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	return s.r.OpenObject(ctx, s.r.Folder().PartKey(s.backup, name), storage.Range{})
 }
 
-// decompressor chooses by the object's extension; "part_001.tar" has none.
-func decompressor(workers int) func(string, io.Reader) (io.ReadCloser, error) {
+// decoder undoes the stages of an object, chosen by its extension;
+// "part_001.tar" has none.
+func decoder(ctx context.Context, c intake.Codec) func(string, io.Reader) (io.ReadCloser, error) {
+	// Parts are restored side by side: one of them needs no more than one core.
+	c.Compress.Workers = 1
 	return func(object string, stored io.Reader) (io.ReadCloser, error) {
-		ext := path.Ext(object)
-		if ext == ".tar" {
+		ext := strings.TrimPrefix(path.Ext(object), ".")
+		if ext == "tar" {
 			ext = ""
-		} else if ext != "" {
-			ext = ext[1:]
 		}
-		method, err := compress.ByExtension(ext)
-		if err != nil {
-			return nil, err
-		}
-		return compress.NewReader(stored, method, workers)
+		return c.Open(ctx, stored, ext)
 	}
 }
 

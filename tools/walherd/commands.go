@@ -34,7 +34,7 @@ func (a *app) commands() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{err, cmd.UsageString()} })
 	root.AddCommand(
 		a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.worker(),
-		a.flags(), a.completion(),
+		a.storageTools(), a.copyCommand(), a.flags(), a.completion(),
 	)
 	for _, cmd := range append(root.Commands(), root) {
 		cmd.Args = usageArgs(cmd.Args)
@@ -125,10 +125,7 @@ func (a *app) targetStorageFlag(cmd *cobra.Command) {
 // pickStorage folds --target-storage in.
 func (a *app) pickStorage(cmd *cobra.Command) error {
 	stringOver(cmd, "target-storage", &a.set.General.TargetStorage)
-	if t := a.set.General.TargetStorage; t != "" && t != "default" {
-		return fmt.Errorf("unknown storage %q: the storage configured is called default", t)
-	}
-	return nil
+	return a.set.Validate()
 }
 
 var errNotYet = errors.New("not supported yet")

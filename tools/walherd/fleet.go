@@ -6,18 +6,20 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/walherd/walherd/engine/compress"
+	"github.com/walherd/walherd/engine/seal"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/messages/transit"
-	"github.com/walherd/walherd/storage/repo"
 	"github.com/walherd/walherd/workers/archive"
 	"github.com/walherd/walherd/workers/assemble"
 	"github.com/walherd/walherd/workers/intake"
+	"github.com/walherd/walherd/workers/kms"
 	"github.com/walherd/walherd/workers/runner"
 )
 
@@ -30,7 +32,9 @@ type fleet struct {
 	carrier transit.Carrier
 
 	embedded *broker.Embedded // nil with a broker elsewhere
+	storages *storages        // nil where other processes work
 	workers  *runner.Runner   // nil where other processes work
+	backups  string           // the storage this process stores backups in
 }
 
 // localWindow is how many bytes may be between producer and worker of one
@@ -53,16 +57,10 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 	if a.set.Walherd.NATSURL != "" {
 		return f, a.connectRemote(ctx, f)
 	}
-	// The storage comes first: a broker is no use without one.
-	where, err := a.openRepo(true)
-	if err != nil {
+	// The storage comes first: a broker is no use without one. The rate limit
+	// is for backups; WAL comes first.
+	if f.storages, err = a.openStorages(ctx, true, !slices.Contains(kinds, messages.KindArchive)); err != nil {
 		return f, err
-	}
-	walWhere := where
-	if a.set.General.NetworkRateLimit > 0 {
-		if walWhere, err = a.openRepo(false); err != nil {
-			return f, err
-		}
 	}
 	if f.embedded, err = broker.Start(broker.Options{}); err != nil {
 		return f, err
@@ -75,7 +73,7 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 		return f, err
 	}
 	f.carrier = transit.NewLocal(localWindow)
-	return f, a.startWorkers(ctx, f, where, walWhere, kinds)
+	return f, a.startWorkers(ctx, f, f.storages, f.storages, kinds)
 }
 
 func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
@@ -97,19 +95,34 @@ func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
 	return nil
 }
 
-// startWorkers runs the pools for the given kinds in this process.
-func (a *app) startWorkers(ctx context.Context, f *fleet, where, walWhere *repo.Repo, kinds []messages.Kind) error {
-	codec, err := a.codec()
+// startWorkers runs the pools for the given kinds in this process. A WAL file
+// goes to whichever storage takes writes at that moment. All objects of a
+// backup must be in one storage, so that is chosen once.
+func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages, kinds []messages.Kind) error {
+	codec, err := a.codec(ctx)
 	if err != nil {
 		return err
 	}
-	deps := assemble.Deps{Repo: where, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log}
+	if codec.Sealer != nil {
+		if err := codec.Sealer.CanSeal(); err != nil {
+			return err
+		}
+		a.log.Info("objects are encrypted", "with", codec.Sealer.Describe())
+	}
+	deps := assemble.Deps{Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log}
+	if slices.Contains(kinds, messages.KindPart) {
+		if deps.Repo, err = backups.writer(ctx); err != nil {
+			return err
+		}
+		f.backups = deps.Repo.Name()
+		a.log.Info("Backup will be pushed to storage: " + f.backups)
+	}
 	var pools []runner.Pool
 	for _, k := range kinds {
 		switch k {
 		case messages.KindArchive:
 			pools = append(pools, runner.Pool{Kind: k, Slots: a.set.Walherd.WALSlots, Handler: &archive.Handler{
-				Repo: walWhere, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log,
+				Choose: wal.writer, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log,
 			}})
 		case messages.KindPart:
 			slots := max(a.set.Walherd.WorkerSlots, a.readers()+1)
@@ -131,7 +144,9 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, where, walWhere *repo.
 	return f.workers.Start(context.WithoutCancel(ctx))
 }
 
-func (a *app) codec() (intake.Codec, error) {
+// codec is how objects are stored: compression and, with a key, encryption. A
+// key that cannot be used is an error before anything is written.
+func (a *app) codec(ctx context.Context) (intake.Codec, error) {
 	method, err := compress.ParseMethod(a.set.General.CompressionMethod)
 	if err != nil {
 		return intake.Codec{}, fmt.Errorf("setting WALG_COMPRESSION_METHOD: %w", err)
@@ -142,7 +157,26 @@ func (a *app) codec() (intake.Codec, error) {
 			return intake.Codec{}, fmt.Errorf("setting WALG_ZSTD_LEVEL: %w", err)
 		}
 	}
-	return intake.Codec{Compress: opt}, opt.Validate()
+	if err := opt.Validate(); err != nil {
+		return intake.Codec{}, err
+	}
+	sealer, err := a.sealer(ctx)
+	return intake.Codec{Compress: opt, Sealer: sealer}, err
+}
+
+// sealer is the configured encryption; nil is none.
+func (a *app) sealer(ctx context.Context) (seal.Sealer, error) {
+	e := &a.set.Encryption
+	return seal.Choose(ctx, seal.Options{
+		PGPKey: e.PGPKey, PGPKeyPath: e.PGPKeyPath, PGPKeyPassphrase: e.PGPKeyPassphrase, GPGKeyID: e.GPGKeyID,
+		EnvelopePGPKey: e.EnvelopePGPKey, EnvelopePGPKeyPath: e.EnvelopePGPKeyPath,
+		EnvelopeCacheExpiration: e.EnvelopeCacheExpiration, EnvelopeYCKMSKeyID: e.EnvelopeYCKMSKeyID,
+		EnvelopeYCServiceAccount: e.EnvelopeYCServiceAccount, EnvelopeYCEndpoint: e.EnvelopeYCEndpoint,
+		CSEKMSID: e.CSEKMSID, CSEKMSRegion: e.CSEKMSRegion,
+		YCCSEKMSKeyID: e.YCCSEKMSKeyID, YCServiceAccountKeyFile: e.YCServiceAccountKeyFile,
+		LibsodiumKey: e.LibsodiumKey, LibsodiumKeyPath: e.LibsodiumKeyPath, LibsodiumKeyTransform: e.LibsodiumKeyTransform,
+		AWS: func(ctx context.Context, o seal.AWSKeyOptions) (seal.KeyService, error) { return kms.NewAWS(ctx, o) },
+	})
 }
 
 // readers is how many parts are read from disk side by side.
@@ -175,5 +209,8 @@ func (f *fleet) close(ctx context.Context, log *slog.Logger) {
 	}
 	if f.embedded != nil {
 		f.embedded.Abandon()
+	}
+	if f.storages != nil {
+		f.storages.close()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -84,11 +85,12 @@ func (a *app) walFetch() *cobra.Command {
 			if err := a.pickStorage(cmd); err != nil {
 				return err
 			}
-			r, err := a.openRepo(false)
+			stores, err := a.openStorages(cmd.Context(), false, false)
 			if err != nil {
 				return err
 			}
-			return a.fetchWAL(cmd.Context(), r, args[0], args[1])
+			defer stores.close()
+			return a.fetchWAL(cmd.Context(), stores, args[0], args[1])
 		},
 	}
 	a.targetStorageFlag(cmd)
@@ -96,32 +98,25 @@ func (a *app) walFetch() *cobra.Command {
 }
 
 // fetchWAL needs the storage and nothing else: no broker, no worker.
-func (a *app) fetchWAL(ctx context.Context, r *repo.Repo, name, destination string) error {
+func (a *app) fetchWAL(ctx context.Context, stores *storages, name, destination string) error {
 	if _, err := os.Lstat(destination); err == nil {
 		return fmt.Errorf("fetch WAL %s: %s: %w: it must not exist", name, destination, fs.ErrExist)
 	}
 	a.collect(collectRarely)
-	codec, err := a.codec()
+	codec, err := a.codec(ctx)
 	if err != nil {
 		return err
 	}
-	key, ext, err := r.FindWAL(ctx, name, codec.Compress.Method.Extension(), compress.Extensions())
-	if errors.Is(err, storage.ErrNotExist) {
-		return fmt.Errorf("WAL file %s is %w: %w", name, errWALAbsent, err)
-	}
+	r, key, ext, err := findWAL(ctx, stores, name, codec.Compress.Method.Extension())
 	if err != nil {
-		return fmt.Errorf("fetch WAL %s: %w", name, err)
-	}
-	method, err := compress.ByExtension(ext)
-	if err != nil {
-		return fmt.Errorf("fetch WAL %s: %w", key, err)
+		return err
 	}
 	stored, err := r.OpenObject(ctx, key, storage.Range{})
 	if err != nil {
 		return fmt.Errorf("fetch WAL %s: %w", key, err)
 	}
 	defer stored.Close()
-	plain, err := compress.NewReader(stored, method, codec.Compress.Workers)
+	plain, err := codec.Open(ctx, stored, ext)
 	if err != nil {
 		return fmt.Errorf("fetch WAL %s: %w", key, err)
 	}
@@ -141,4 +136,29 @@ func (a *app) fetchWAL(ctx context.Context, r *repo.Repo, name, destination stri
 		return fmt.Errorf("fetch WAL %s: %w", key, err)
 	}
 	return nil
+}
+
+// findWAL looks for a file in every storage that can be read; the first that
+// has it wins. errWALAbsent only if each of them answered that it has not: to
+// PostgreSQL that is the end of the archive, and recovery ends there.
+func findWAL(ctx context.Context, stores *storages, name, preferred string) (r *repo.Repo, key, ext string, err error) {
+	repos, err := stores.readers(ctx)
+	if err != nil {
+		return nil, "", "", fmt.Errorf("fetch WAL %s: %w", name, err)
+	}
+	var absent error
+	for _, r := range repos {
+		key, ext, err := r.FindWAL(ctx, name, preferred, compress.Extensions())
+		switch {
+		case err == nil:
+			return r, key, ext, nil
+		case !errors.Is(err, storage.ErrNotExist):
+			return nil, "", "", fmt.Errorf("fetch WAL %s: %w", name, err)
+		}
+		absent = err
+	}
+	if down := stores.down(ctx); len(down) > 0 {
+		return nil, "", "", fmt.Errorf("fetch WAL %s: it is in no storage that can be read, and storage %s cannot be read now", name, strings.Join(down, ", "))
+	}
+	return nil, "", "", fmt.Errorf("WAL file %s is %w: %w", name, errWALAbsent, absent)
 }

@@ -38,20 +38,22 @@ func (a *app) work(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("worker needs a broker: set WALHERD_NATS_URL (without one, every command works its own jobs)")
 	}
 	a.collect(collectOften)
-	where, err := a.openRepo(true)
+	backups, err := a.openStorages(ctx, true, true)
 	if err != nil {
 		return err
 	}
-	walWhere, err := a.openRepo(false)
+	defer backups.close()
+	wal, err := a.openStorages(ctx, true, false)
 	if err != nil {
 		return err
 	}
+	defer wal.close()
 	f, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer f.close(context.WithoutCancel(ctx), a.log)
-	if err := a.startWorkers(ctx, f, where, walWhere, messages.Kinds()); err != nil {
+	if err := a.startWorkers(ctx, f, backups, wal, messages.Kinds()); err != nil {
 		return err
 	}
 	a.log.Info("worker is taking jobs", "cluster", f.cluster, "part_slots", a.set.Walherd.WorkerSlots, "wal_slots", a.set.Walherd.WALSlots)

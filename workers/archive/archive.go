@@ -33,7 +33,9 @@ var ErrConflict = errors.New("already archived with other content")
 
 // Handler stores WAL files. All fields are required.
 type Handler struct {
-	Repo    *repo.Repo
+	// Choose gives the storage for one file: of several, the first that
+	// takes writes now.
+	Choose  func(context.Context) (*repo.Repo, error)
 	Carrier transit.Carrier
 	Codec   intake.Codec
 	Bus     *bus.Bus
@@ -42,9 +44,10 @@ type Handler struct {
 
 // stored is what became of a file.
 type stored struct {
-	object string
-	bytes  int64
-	equal  bool
+	storage string // set in any case once chosen
+	object  string
+	bytes   int64
+	equal   bool
 }
 
 // Handle implements runner.Handler.
@@ -55,6 +58,8 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	got, err := h.store(ctx, aj)
 	switch {
+	case errors.Is(err, storage.ErrPermanent) && h.another(ctx, got.storage):
+		return bus.Retry(0, err)
 	case final(err):
 		return bus.Reject(err)
 	case err != nil:
@@ -73,6 +78,13 @@ func final(err error) bool {
 	return slices.ContainsFunc([]error{
 		ErrConflict, storage.ErrPermanent, storage.ErrName, transit.ErrUnknownRef, seal.ErrNoPrivateKey, seal.ErrWrongKey,
 	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// another reports whether a further try would go to another storage: one that
+// is read-only or full is not chosen again.
+func (h *Handler) another(ctx context.Context, failed string) bool {
+	next, err := h.Choose(ctx)
+	return err == nil && next.Name() != failed
 }
 
 // Settled implements runner.Handler: failures are told, success was told by
@@ -115,25 +127,35 @@ func (h *Handler) event(ctx context.Context, job runner.Job, e messages.Event) {
 
 // store puts the file, or finds it there.
 func (h *Handler) store(ctx context.Context, aj messages.ArchiveJob) (stored, error) {
+	where, err := h.Choose(ctx)
+	if err != nil {
+		return stored{}, err
+	}
+	got, err := h.storeIn(ctx, where, aj)
+	got.storage = where.Name()
+	return got, err
+}
+
+func (h *Handler) storeIn(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob) (stored, error) {
 	object := aj.Name + h.Codec.Extension()
 	// History files are tiny and decide where a recovery goes: one is never
 	// replaced by another.
 	keep := aj.KeepExisting || strings.HasSuffix(aj.Name, ".history")
 	if keep {
-		got, err := h.compareExisting(ctx, aj)
+		got, err := h.compareExisting(ctx, where, aj)
 		if !errors.Is(err, storage.ErrNotExist) {
 			return got, err
 		}
 	}
-	got, err := h.put(ctx, aj, object, storage.PutOptions{IfAbsent: keep})
+	got, err := h.put(ctx, where, aj, object, storage.PutOptions{IfAbsent: keep})
 	if keep && errors.Is(err, storage.ErrExist) {
 		// Another worker was faster with the same name.
-		return h.compareExisting(ctx, aj)
+		return h.compareExisting(ctx, where, aj)
 	}
 	return got, err
 }
 
-func (h *Handler) put(ctx context.Context, aj messages.ArchiveJob, object string, opt storage.PutOptions) (stored, error) {
+func (h *Handler) put(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob, object string, opt storage.PutOptions) (stored, error) {
 	r, err := h.Carrier.Open(ctx, aj.Bytes)
 	if err != nil {
 		return stored{}, err
@@ -141,7 +163,7 @@ func (h *Handler) put(ctx context.Context, aj messages.ArchiveJob, object string
 	defer r.Close()
 	var info storage.Info
 	_, err = intake.Store(ctx, r, h.Codec, func(body io.Reader) (err error) {
-		info, err = h.Repo.PutWAL(ctx, object, body, opt)
+		info, err = where.PutWAL(ctx, object, body, opt)
 		return err
 	})
 	if err != nil {
@@ -152,12 +174,12 @@ func (h *Handler) put(ctx context.Context, aj messages.ArchiveJob, object string
 
 // compareExisting reads what is archived under the name, with any extension,
 // and compares it with the file. storage.ErrNotExist if there is nothing.
-func (h *Handler) compareExisting(ctx context.Context, aj messages.ArchiveJob) (stored, error) {
-	key, ext, err := h.Repo.FindWAL(ctx, aj.Name, h.Codec.Compress.Method.Extension(), compress.Extensions())
+func (h *Handler) compareExisting(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob) (stored, error) {
+	key, ext, err := where.FindWAL(ctx, aj.Name, h.Codec.Compress.Method.Extension(), compress.Extensions())
 	if err != nil {
 		return stored{}, fmt.Errorf("look for archived %s: %w", aj.Name, err)
 	}
-	old, err := h.Repo.OpenObject(ctx, key, storage.Range{})
+	old, err := where.OpenObject(ctx, key, storage.Range{})
 	if err != nil {
 		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -47,6 +48,30 @@ func RegisterFlags(fs *pflag.FlagSet) {
 		fs.StringVar(&values[i], f.Name, "", f.Usage)
 		fs.Lookup(f.Name).Hidden = true
 	}
+}
+
+// RegisterGivenFlags is RegisterFlags for the settings that args, a command
+// line, names; the others would not be given. It is for commands that are run
+// often: cobra copies every flag into the set of the command, which for all
+// settings is some 40 page faults of a start.
+func RegisterGivenFlags(fs *pflag.FlagSet, args []string) {
+	for _, arg := range args {
+		name, long := strings.CutPrefix(arg, "--")
+		name, _, _ = strings.Cut(name, "=")
+		if !long || name == "" || fs.Lookup(name) != nil {
+			continue
+		}
+		// A flag that is no setting, or the value of another: not ours to judge.
+		if f := table().byFlag(name); f != nil && f.hasFlag(name) {
+			fs.String(name, "", f.Desc)
+			fs.Lookup(name).Hidden = true
+		}
+	}
+}
+
+// hasFlag reports whether name is a flag of f, to the letter.
+func (f *Field) hasFlag(name string) bool {
+	return slices.ContainsFunc(f.names(), func(n string) bool { return flagName(n) == name })
 }
 
 // FlagValues collects for Load the flags of fs that were given and are

@@ -56,7 +56,7 @@ type General struct {
 	LogDestination string `envconfig:"WALG_LOG_DESTINATION" default:"stderr" desc:"stderr, or a file the log is appended to"`
 
 	StoragePrefix     string `envconfig:"WALG_STORAGE_PREFIX" desc:"path inserted below the root of the storage"`
-	CompressionMethod string `envconfig:"WALG_COMPRESSION_METHOD" default:"lz4" enum:"lz4|lzma|zstd|brotli|none" later:"brotli and lzma" effect:"refuse" laterif:"brotli|lzma" desc:"how new objects are compressed; every method is read"`
+	CompressionMethod string `envconfig:"WALG_COMPRESSION_METHOD" default:"lz4" enum:"lz4|lzma|zstd|brotli|none" desc:"how new objects are compressed; every method is read"`
 	ZstdLevel         string `envconfig:"WALG_ZSTD_LEVEL" enum:"fastest|default|better|best" desc:"effort of zstd; only with WALG_COMPRESSION_METHOD=zstd"`
 
 	UploadConcurrency     int      `envconfig:"WALG_UPLOAD_CONCURRENCY" default:"16" min:"1" desc:"uploads at a time"`
@@ -164,28 +164,26 @@ type Postgres struct {
 	NotifySocket           string        `envconfig:"NOTIFY_SOCKET" desc:"systemd's socket, told that the service is ready and alive"`
 }
 
-// Encryption holds keys. walherd does not encrypt yet: every setting of the
-// group is refused, since ignoring one would store plaintext. An external
-// gpg is meant to be refused under all its names: WAL-G switches encryption
-// on by the bare name alone and silently stores plaintext under the others.
+// Encryption holds keys. What is set and cannot be used is refused by
+// engine/seal before anything is written: ignoring it would store plaintext.
 type Encryption struct {
-	PGPKey                   string        `envconfig:"WALG_PGP_KEY" secret:"true" later:"encryption" effect:"refuse" desc:"armoured OpenPGP key; \\n stands for a line end"`
-	PGPKeyPath               string        `envconfig:"WALG_PGP_KEY_PATH" later:"encryption" effect:"refuse" desc:"file of an armoured OpenPGP key"`
-	PGPKeyPassphrase         string        `envconfig:"WALG_PGP_KEY_PASSPHRASE" secret:"true" later:"encryption" effect:"refuse" desc:"passphrase of a private OpenPGP key"`
-	GPGKeyID                 string        `envconfig:"WALG_GPG_KEY_ID" alias:"WALE_GPG_KEY_ID,GPG_KEY_ID" later:"encryption" effect:"refuse" desc:"key of an external gpg; deprecated"`
-	EnvelopePGPKey           string        `envconfig:"WALG_ENVELOPE_PGP_KEY" secret:"true" later:"encryption" effect:"refuse" desc:"OpenPGP key wrapped by a key service, base64"`
-	EnvelopePGPKeyPath       string        `envconfig:"WALG_ENVELOPE_PGP_KEY_PATH" later:"encryption" effect:"refuse" desc:"file of a wrapped OpenPGP key"`
-	EnvelopeCacheExpiration  time.Duration `envconfig:"WALG_ENVELOPE_CACHE_EXPIRATION" default:"0s" min:"0s" later:"encryption" effect:"refuse" desc:"how long an unwrapped key is kept; 0 is for ever"`
-	EnvelopeYCKMSKeyID       string        `envconfig:"WALG_ENVELOPE_PGP_YC_CSE_KMS_KEY_ID" later:"encryption" effect:"refuse" desc:"Yandex KMS key that wraps the OpenPGP key"`
-	EnvelopeYCServiceAccount string        `envconfig:"WALG_ENVELOPE_PGP_YC_SERVICE_ACCOUNT_KEY_FILE" later:"encryption" effect:"refuse" desc:"service account file for that key"`
-	EnvelopeYCEndpoint       string        `envconfig:"WALG_ENVELOPE_PGP_YC_ENDPOINT" later:"encryption" effect:"refuse" desc:"endpoint of Yandex KMS"`
-	CSEKMSID                 string        `envconfig:"WALG_CSE_KMS_ID" later:"encryption" effect:"refuse" desc:"AWS KMS key for encryption on our side"`
-	CSEKMSRegion             string        `envconfig:"WALG_CSE_KMS_REGION" later:"encryption" effect:"refuse" desc:"region of that key"`
-	YCCSEKMSKeyID            string        `envconfig:"YC_CSE_KMS_KEY_ID" prefixed:"true" later:"encryption" effect:"refuse" desc:"Yandex KMS key for encryption on our side"`
-	YCServiceAccountKeyFile  string        `envconfig:"YC_SERVICE_ACCOUNT_KEY_FILE" prefixed:"true" later:"encryption" effect:"refuse" desc:"service account file for that key"`
-	LibsodiumKey             string        `envconfig:"WALG_LIBSODIUM_KEY" secret:"true" later:"encryption" effect:"refuse" desc:"libsodium key"`
-	LibsodiumKeyPath         string        `envconfig:"WALG_LIBSODIUM_KEY_PATH" later:"encryption" effect:"refuse" desc:"file of a libsodium key"`
-	LibsodiumKeyTransform    string        `envconfig:"WALG_LIBSODIUM_KEY_TRANSFORM" default:"none" enum:"none|base64|hex" later:"encryption" effect:"refuse" desc:"how the libsodium key is written"`
+	PGPKey                   string        `envconfig:"WALG_PGP_KEY" secret:"true" desc:"armoured OpenPGP key; \\n stands for a line end"`
+	PGPKeyPath               string        `envconfig:"WALG_PGP_KEY_PATH" desc:"file of an armoured OpenPGP key"`
+	PGPKeyPassphrase         string        `envconfig:"WALG_PGP_KEY_PASSPHRASE" secret:"true" desc:"passphrase of a private OpenPGP key"`
+	GPGKeyID                 string        `envconfig:"WALG_GPG_KEY_ID" alias:"WALE_GPG_KEY_ID,GPG_KEY_ID" desc:"key of an external gpg; deprecated"`
+	EnvelopePGPKey           string        `envconfig:"WALG_ENVELOPE_PGP_KEY" secret:"true" desc:"OpenPGP key wrapped by a key service, base64"`
+	EnvelopePGPKeyPath       string        `envconfig:"WALG_ENVELOPE_PGP_KEY_PATH" desc:"file of a wrapped OpenPGP key"`
+	EnvelopeCacheExpiration  time.Duration `envconfig:"WALG_ENVELOPE_CACHE_EXPIRATION" default:"0s" min:"0s" desc:"how long an unwrapped key is kept; 0 is for ever"`
+	EnvelopeYCKMSKeyID       string        `envconfig:"WALG_ENVELOPE_PGP_YC_CSE_KMS_KEY_ID" desc:"Yandex KMS key that wraps the OpenPGP key"`
+	EnvelopeYCServiceAccount string        `envconfig:"WALG_ENVELOPE_PGP_YC_SERVICE_ACCOUNT_KEY_FILE" desc:"service account file for that key"`
+	EnvelopeYCEndpoint       string        `envconfig:"WALG_ENVELOPE_PGP_YC_ENDPOINT" desc:"endpoint of Yandex KMS"`
+	CSEKMSID                 string        `envconfig:"WALG_CSE_KMS_ID" desc:"AWS KMS key for encryption on our side"`
+	CSEKMSRegion             string        `envconfig:"WALG_CSE_KMS_REGION" desc:"region of that key"`
+	YCCSEKMSKeyID            string        `envconfig:"YC_CSE_KMS_KEY_ID" prefixed:"true" desc:"Yandex KMS key for encryption on our side"`
+	YCServiceAccountKeyFile  string        `envconfig:"YC_SERVICE_ACCOUNT_KEY_FILE" prefixed:"true" desc:"service account file for that key"`
+	LibsodiumKey             string        `envconfig:"WALG_LIBSODIUM_KEY" secret:"true" desc:"libsodium key"`
+	LibsodiumKeyPath         string        `envconfig:"WALG_LIBSODIUM_KEY_PATH" desc:"file of a libsodium key"`
+	LibsodiumKeyTransform    string        `envconfig:"WALG_LIBSODIUM_KEY_TRANSFORM" default:"none" enum:"none|base64|hex" desc:"how the libsodium key is written"`
 }
 
 // File is the storage in a directory.
@@ -195,48 +193,48 @@ type File struct {
 
 // S3 holds the settings of S3 and of stores that speak its protocol.
 type S3 struct {
-	Prefix                  string   `envconfig:"WALG_S3_PREFIX" alias:"WALE_S3_PREFIX" later:"S3" effect:"refuse" desc:"bucket and path, s3://bucket/path"`
-	AccessKeyID             string   `envconfig:"AWS_ACCESS_KEY_ID" alias:"AWS_ACCESS_KEY" prefixed:"true" later:"S3" secret:"true" desc:"access key; without both keys the usual AWS chain is asked"`
-	SecretAccessKey         string   `envconfig:"AWS_SECRET_ACCESS_KEY" alias:"AWS_SECRET_KEY" prefixed:"true" later:"S3" secret:"true" desc:"secret key"`
-	SessionToken            string   `envconfig:"AWS_SESSION_TOKEN" prefixed:"true" later:"S3" secret:"true" desc:"token of temporary keys"`
-	Profile                 string   `envconfig:"AWS_PROFILE" later:"S3" desc:"profile of the shared AWS files"`
-	SharedCredentialsFile   string   `envconfig:"AWS_SHARED_CREDENTIALS_FILE" later:"S3" desc:"shared AWS credentials file"`
-	ConfigFile              string   `envconfig:"AWS_CONFIG_FILE" later:"S3" desc:"shared AWS config file"`
-	CABundle                string   `envconfig:"AWS_CA_BUNDLE" later:"S3" desc:"file of certificate authorities for AWS"`
-	DefaultRegion           string   `envconfig:"AWS_DEFAULT_REGION" later:"S3" desc:"region if AWS_REGION is unset"`
-	DefaultOutput           string   `envconfig:"AWS_DEFAULT_OUTPUT" later:"S3" desc:"known to AWS tools, unused"`
-	WebIdentityTokenFile    string   `envconfig:"AWS_WEB_IDENTITY_TOKEN_FILE" later:"S3" desc:"token file of a web identity"`
-	RoleARN                 string   `envconfig:"AWS_ROLE_ARN" prefixed:"true" later:"S3" desc:"role to assume"`
-	RoleSessionName         string   `envconfig:"AWS_ROLE_SESSION_NAME" prefixed:"true" later:"S3" desc:"name of the assumed role's session"`
-	Region                  string   `envconfig:"AWS_REGION" prefixed:"true" later:"S3" desc:"region of the bucket; detected if unset"`
-	Endpoint                string   `envconfig:"AWS_ENDPOINT" prefixed:"true" later:"S3" desc:"address of the service; AWS if unset"`
-	ForcePathStyle          bool     `envconfig:"AWS_S3_FORCE_PATH_STYLE" prefixed:"true" default:"false" later:"S3" desc:"put the bucket into the path, not the host name"`
-	DualStack               bool     `envconfig:"AWS_DUAL_STACK" prefixed:"true" default:"false" later:"S3" desc:"use the IPv4 and IPv6 endpoint"`
-	EndpointSource          string   `envconfig:"S3_ENDPOINT_SOURCE" prefixed:"true" later:"S3" desc:"address that answers with the node to talk to"`
-	EndpointPort            int      `envconfig:"S3_ENDPOINT_PORT" prefixed:"true" default:"443" min:"1" max:"65535" later:"S3" desc:"port of that node"`
-	EndpointProtocol        string   `envconfig:"S3_ENDPOINT_PROTOCOL" prefixed:"true" later:"S3" desc:"scheme for that node; the endpoint's if unset"`
-	StorageClass            string   `envconfig:"S3_STORAGE_CLASS" prefixed:"true" default:"STANDARD" later:"S3" desc:"storage class of new objects"`
-	SSE                     string   `envconfig:"S3_SSE" prefixed:"true" later:"S3" desc:"encryption on the server's side"`
-	SSEKMSID                string   `envconfig:"S3_SSE_KMS_ID" prefixed:"true" later:"S3" desc:"key for S3_SSE=aws:kms"`
-	SSEC                    string   `envconfig:"S3_SSE_C" prefixed:"true" later:"S3" secret:"true" desc:"our own key for encryption on the server's side"`
-	CACertFile              string   `envconfig:"S3_CA_CERT_FILE" prefixed:"true" later:"S3" desc:"file of further certificate authorities"`
-	MaxPartSize             ByteSize `envconfig:"S3_MAX_PART_SIZE" prefixed:"true" default:"20971520" min:"5242880" unit:"bytes" later:"S3" desc:"size of one part of a multipart upload"`
-	UploadConcurrency       int      `envconfig:"UPLOAD_CONCURRENCY" alias:"WALE_UPLOAD_CONCURRENCY" default:"0" min:"0" later:"S3" desc:"parts of one object under way; 0 is WALG_UPLOAD_CONCURRENCY"`
-	MaxRetries              int      `envconfig:"S3_MAX_RETRIES" prefixed:"true" default:"15" min:"0" later:"S3" desc:"tries of one request"`
-	MinThrottlingRetryDelay int      `envconfig:"S3_MIN_THROTTLING_RETRY_DELAY" prefixed:"true" default:"500" min:"0" unit:"ms" later:"S3" desc:"shortest wait after a throttled request"`
-	MaxThrottlingRetryDelay int      `envconfig:"S3_MAX_THROTTLING_RETRY_DELAY" prefixed:"true" default:"300000" min:"0" unit:"ms" later:"S3" desc:"longest wait after a throttled request"`
-	RangeBatchEnabled       bool     `envconfig:"S3_RANGE_BATCH_ENABLED" prefixed:"true" default:"false" later:"S3" desc:"resume a broken download where it broke"`
-	RangeMaxRetries         int      `envconfig:"S3_RANGE_MAX_RETRIES" prefixed:"true" default:"10" min:"0" later:"S3" desc:"resumptions of one download"`
-	UseListObjectsV1        bool     `envconfig:"S3_USE_LIST_OBJECTS_V1" prefixed:"true" default:"false" later:"S3" desc:"list by the older call"`
-	SkipValidation          bool     `envconfig:"S3_SKIP_VALIDATION" prefixed:"true" default:"true" later:"S3" desc:"do not try the bucket at start"`
-	EnableVersioning        string   `envconfig:"S3_ENABLE_VERSIONING" prefixed:"true" enum:"enabled|disabled" later:"S3" desc:"whether the bucket keeps versions; asked if unset"`
-	DeleteBatchSize         int      `envconfig:"S3_DELETE_BATCH_SIZE" prefixed:"true" default:"1000" min:"1" max:"1000" later:"S3" desc:"objects per delete request"`
-	RetentionPeriod         int      `envconfig:"S3_RETENTION_PERIOD" prefixed:"true" default:"-1" min:"-1" unit:"s" later:"S3" desc:"object lock of new objects; -1 is none"`
-	RetentionMode           string   `envconfig:"S3_RETENTION_MODE" prefixed:"true" default:"GOVERNANCE" enum:"GOVERNANCE|COMPLIANCE" later:"S3" desc:"mode of that lock"`
-	AdditionalHeaders       string   `envconfig:"S3_REQUEST_ADDITIONAL_HEADERS" prefixed:"true" nested:"true" secret:"true" later:"S3" desc:"headers added to every request: a YAML map or list of maps"`
-	UseYCSessionToken       string   `envconfig:"S3_USE_YC_SESSION_TOKEN" prefixed:"true" later:"S3" desc:"take the token from the metadata service of Yandex Cloud"`
-	Disable100Continue      bool     `envconfig:"S3_DISABLE_100_CONTINUE" prefixed:"true" default:"false" later:"S3" desc:"do not ask before sending a body"`
-	LogLevel                string   `envconfig:"S3_LOG_LEVEL" prefixed:"true" enum:"DEVEL" later:"S3" desc:"DEVEL logs every request"`
+	Prefix                  string   `envconfig:"WALG_S3_PREFIX" alias:"WALE_S3_PREFIX" desc:"bucket and path, s3://bucket/path"`
+	AccessKeyID             string   `envconfig:"AWS_ACCESS_KEY_ID" alias:"AWS_ACCESS_KEY" prefixed:"true" secret:"true" desc:"access key; without both keys the usual AWS chain is asked"`
+	SecretAccessKey         string   `envconfig:"AWS_SECRET_ACCESS_KEY" alias:"AWS_SECRET_KEY" prefixed:"true" secret:"true" desc:"secret key"`
+	SessionToken            string   `envconfig:"AWS_SESSION_TOKEN" prefixed:"true" secret:"true" desc:"token of temporary keys"`
+	Profile                 string   `envconfig:"AWS_PROFILE" desc:"profile of the shared AWS files"`
+	SharedCredentialsFile   string   `envconfig:"AWS_SHARED_CREDENTIALS_FILE" desc:"shared AWS credentials file"`
+	ConfigFile              string   `envconfig:"AWS_CONFIG_FILE" desc:"shared AWS config file"`
+	CABundle                string   `envconfig:"AWS_CA_BUNDLE" desc:"file of certificate authorities for AWS"`
+	DefaultRegion           string   `envconfig:"AWS_DEFAULT_REGION" desc:"region if AWS_REGION is unset"`
+	DefaultOutput           string   `envconfig:"AWS_DEFAULT_OUTPUT" desc:"known to AWS tools, unused"`
+	WebIdentityTokenFile    string   `envconfig:"AWS_WEB_IDENTITY_TOKEN_FILE" desc:"token file of a web identity"`
+	RoleARN                 string   `envconfig:"AWS_ROLE_ARN" prefixed:"true" desc:"role to assume"`
+	RoleSessionName         string   `envconfig:"AWS_ROLE_SESSION_NAME" prefixed:"true" desc:"name of the assumed role's session"`
+	Region                  string   `envconfig:"AWS_REGION" prefixed:"true" desc:"region of the bucket; detected if unset"`
+	Endpoint                string   `envconfig:"AWS_ENDPOINT" prefixed:"true" desc:"address of the service; AWS if unset"`
+	ForcePathStyle          bool     `envconfig:"AWS_S3_FORCE_PATH_STYLE" prefixed:"true" default:"false" desc:"put the bucket into the path, not the host name"`
+	DualStack               bool     `envconfig:"AWS_DUAL_STACK" prefixed:"true" default:"false" desc:"use the IPv4 and IPv6 endpoint"`
+	EndpointSource          string   `envconfig:"S3_ENDPOINT_SOURCE" prefixed:"true" desc:"address that answers with the node to talk to"`
+	EndpointPort            int      `envconfig:"S3_ENDPOINT_PORT" prefixed:"true" default:"443" min:"1" max:"65535" desc:"port of that node"`
+	EndpointProtocol        string   `envconfig:"S3_ENDPOINT_PROTOCOL" prefixed:"true" desc:"scheme for that node; the endpoint's if unset"`
+	StorageClass            string   `envconfig:"S3_STORAGE_CLASS" prefixed:"true" default:"STANDARD" desc:"storage class of new objects"`
+	SSE                     string   `envconfig:"S3_SSE" prefixed:"true" desc:"encryption on the server's side"`
+	SSEKMSID                string   `envconfig:"S3_SSE_KMS_ID" prefixed:"true" desc:"key for S3_SSE=aws:kms"`
+	SSEC                    string   `envconfig:"S3_SSE_C" prefixed:"true" secret:"true" desc:"our own key for encryption on the server's side"`
+	CACertFile              string   `envconfig:"S3_CA_CERT_FILE" prefixed:"true" desc:"file of further certificate authorities"`
+	MaxPartSize             ByteSize `envconfig:"S3_MAX_PART_SIZE" prefixed:"true" default:"20971520" min:"5242880" unit:"bytes" desc:"size of one part of a multipart upload"`
+	UploadConcurrency       int      `envconfig:"UPLOAD_CONCURRENCY" alias:"WALE_UPLOAD_CONCURRENCY" default:"0" min:"0" desc:"parts of one object under way; 0 is WALG_UPLOAD_CONCURRENCY"`
+	MaxRetries              int      `envconfig:"S3_MAX_RETRIES" prefixed:"true" default:"15" min:"0" desc:"tries of one request"`
+	MinThrottlingRetryDelay int      `envconfig:"S3_MIN_THROTTLING_RETRY_DELAY" prefixed:"true" default:"500" min:"0" unit:"ms" desc:"shortest wait after a throttled request"`
+	MaxThrottlingRetryDelay int      `envconfig:"S3_MAX_THROTTLING_RETRY_DELAY" prefixed:"true" default:"300000" min:"0" unit:"ms" desc:"longest wait after a throttled request"`
+	RangeBatchEnabled       bool     `envconfig:"S3_RANGE_BATCH_ENABLED" prefixed:"true" default:"false" desc:"resume a broken download where it broke"`
+	RangeMaxRetries         int      `envconfig:"S3_RANGE_MAX_RETRIES" prefixed:"true" default:"10" min:"0" desc:"resumptions of one download"`
+	UseListObjectsV1        bool     `envconfig:"S3_USE_LIST_OBJECTS_V1" prefixed:"true" default:"false" desc:"list by the older call"`
+	SkipValidation          bool     `envconfig:"S3_SKIP_VALIDATION" prefixed:"true" default:"true" desc:"do not try the bucket at start"`
+	EnableVersioning        string   `envconfig:"S3_ENABLE_VERSIONING" prefixed:"true" enum:"enabled|disabled" desc:"whether the bucket keeps versions; asked if unset"`
+	DeleteBatchSize         int      `envconfig:"S3_DELETE_BATCH_SIZE" prefixed:"true" default:"1000" min:"1" max:"1000" desc:"objects per delete request"`
+	RetentionPeriod         int      `envconfig:"S3_RETENTION_PERIOD" prefixed:"true" default:"-1" min:"-1" unit:"s" desc:"object lock of new objects; -1 is none"`
+	RetentionMode           string   `envconfig:"S3_RETENTION_MODE" prefixed:"true" default:"GOVERNANCE" enum:"GOVERNANCE|COMPLIANCE" desc:"mode of that lock"`
+	AdditionalHeaders       string   `envconfig:"S3_REQUEST_ADDITIONAL_HEADERS" prefixed:"true" nested:"true" secret:"true" desc:"headers added to every request: a YAML map or list of maps"`
+	UseYCSessionToken       string   `envconfig:"S3_USE_YC_SESSION_TOKEN" prefixed:"true" desc:"take the token from the metadata service of Yandex Cloud"`
+	Disable100Continue      bool     `envconfig:"S3_DISABLE_100_CONTINUE" prefixed:"true" default:"false" desc:"do not ask before sending a body"`
+	LogLevel                string   `envconfig:"S3_LOG_LEVEL" prefixed:"true" enum:"DEVEL" desc:"DEVEL logs every request"`
 }
 
 // Stores holds the settings of the remaining object stores.
@@ -293,17 +291,17 @@ type Stores struct {
 
 // Failover holds further storages and when to turn to them.
 type Failover struct {
-	Storages           StorageMap    `envconfig:"WALG_FAILOVER_STORAGES" nested:"true" secret:"true" later:"failover storages" effect:"refuse" desc:"storages to use when the main one is down: name to settings, lower-cased names"`
-	Check              string        `envconfig:"WALG_FAILOVER_STORAGES_CHECK" enum:"true|false" later:"failover storages" effect:"warn" desc:"whether storages are tried before use; if unset, when there is more than one"`
-	CheckTimeout       time.Duration `envconfig:"WALG_FAILOVER_STORAGES_CHECK_TIMEOUT" default:"30s" min:"0s" later:"failover storages" effect:"warn" desc:"limit of that trial"`
-	CheckSize          ByteSize      `envconfig:"WALG_FAILOVER_STORAGES_CHECK_SIZE" default:"1mb" min:"0" unit:"bytes" later:"failover storages" effect:"warn" desc:"size of the object written on trial; 0 writes none"`
-	CacheLifetime      time.Duration `envconfig:"WALG_FAILOVER_STORAGES_CACHE_LIFETIME" default:"15m" min:"0s" later:"failover storages" effect:"warn" desc:"how long the outcome of a trial is believed"`
-	CacheAliveLimit    float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALIVE_LIMIT" default:"0.99" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"success rate from which a dead storage is alive again"`
-	CacheDeadLimit     float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_DEAD_LIMIT" default:"0.88" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"success rate below which a storage is dead"`
-	CacheAlphaAliveMax float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_ALIVE_MAX" default:"0.05" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"largest weight of one report on a living storage"`
-	CacheAlphaAliveMin float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_ALIVE_MIN" default:"0.01" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"smallest weight of one report on a living storage"`
-	CacheAlphaDeadMax  float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_DEAD_MAX" default:"0.5" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"largest weight of one report on a dead storage"`
-	CacheAlphaDeadMin  float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_DEAD_MIN" default:"0.1" min:"0" max:"1" later:"failover storages" effect:"warn" desc:"smallest weight of one report on a dead storage"`
+	Storages           StorageMap    `envconfig:"WALG_FAILOVER_STORAGES" nested:"true" secret:"true" desc:"storages to use when the main one is down: name to settings"`
+	Check              string        `envconfig:"WALG_FAILOVER_STORAGES_CHECK" enum:"true|false" desc:"whether storages are tried before use; if unset, when there is more than one"`
+	CheckTimeout       time.Duration `envconfig:"WALG_FAILOVER_STORAGES_CHECK_TIMEOUT" default:"30s" min:"0s" desc:"limit of that trial"`
+	CheckSize          ByteSize      `envconfig:"WALG_FAILOVER_STORAGES_CHECK_SIZE" default:"1mb" min:"0" unit:"bytes" desc:"size of the object written on trial; 0 writes none"`
+	CacheLifetime      time.Duration `envconfig:"WALG_FAILOVER_STORAGES_CACHE_LIFETIME" default:"15m" min:"0s" desc:"how long the outcome of a trial is believed"`
+	CacheAliveLimit    float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALIVE_LIMIT" default:"0.99" min:"0" max:"1" desc:"success rate from which a dead storage is alive again"`
+	CacheDeadLimit     float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_DEAD_LIMIT" default:"0.88" min:"0" max:"1" desc:"success rate below which a storage is dead"`
+	CacheAlphaAliveMax float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_ALIVE_MAX" default:"0.05" min:"0" max:"1" desc:"largest weight of one report on a living storage"`
+	CacheAlphaAliveMin float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_ALIVE_MIN" default:"0.01" min:"0" max:"1" desc:"smallest weight of one report on a living storage"`
+	CacheAlphaDeadMax  float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_DEAD_MAX" default:"0.5" min:"0" max:"1" desc:"largest weight of one report on a dead storage"`
+	CacheAlphaDeadMin  float64       `envconfig:"WALG_FAILOVER_STORAGES_CACHE_EMA_ALPHA_DEAD_MIN" default:"0.1" min:"0" max:"1" desc:"smallest weight of one report on a dead storage"`
 }
 
 // Monitoring holds what is told about the process, and to whom.

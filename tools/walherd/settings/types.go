@@ -42,7 +42,8 @@ func (b *ByteSize) UnmarshalText(text []byte) error {
 
 var errSize = errors.New("want a number of bytes, or a number with kb, mb or gb behind it")
 
-// StorageMap is the failover storages: settings by lower-cased storage name.
+// StorageMap is the failover storages: settings by storage name. Names keep their case
+// and are matched without it.
 // It is read from a JSON object of objects.
 type StorageMap map[string]map[string]string
 
@@ -53,16 +54,18 @@ func (m *StorageMap) UnmarshalText(text []byte) error {
 		return errors.New("want a map of storage names to settings, which only a config file can hold")
 	}
 	*m = make(StorageMap, len(raw))
+	seen := map[string]bool{}
 	for name, values := range raw {
 		lower := strings.ToLower(name)
-		if _, twice := (*m)[lower]; twice {
+		if seen[lower] {
 			return fmt.Errorf("storage %q is there twice: letter case does not count", name)
 		}
+		seen[lower] = true
 		storage := make(map[string]string, len(values))
 		for k, v := range values {
 			storage[strings.ToUpper(k)] = fmt.Sprint(v)
 		}
-		(*m)[lower] = storage
+		(*m)[name] = storage
 	}
 	return nil
 }

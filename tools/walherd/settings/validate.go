@@ -66,13 +66,19 @@ func (s *Settings) Validate() error {
 	if s.General.ZstdLevel != "" && s.General.CompressionMethod != "zstd" {
 		fail("WALG_ZSTD_LEVEL", "needs WALG_COMPRESSION_METHOD=zstd, which is %s", s.General.CompressionMethod)
 	}
-	if t := s.General.TargetStorage; t != "" && t != "default" {
-		if _, known := s.Failover.Storages[t]; !known {
+	if t := s.General.TargetStorage; t != "" && !strings.EqualFold(t, "default") {
+		known := false
+		for name := range s.Failover.Storages {
+			known = known || strings.EqualFold(name, t)
+		}
+		if !known {
 			fail("WALG_TARGET_STORAGE", "%q: unknown storage", t)
 		}
 	}
-	if _, reserved := s.Failover.Storages["default"]; reserved {
-		fail("WALG_FAILOVER_STORAGES", `the name "default" is the main storage's`)
+	for name := range s.Failover.Storages {
+		if strings.EqualFold(name, "default") || strings.EqualFold(name, "all") {
+			fail("WALG_FAILOVER_STORAGES", "the name %q is reserved: default is the main storage, all is every one", name)
+		}
 	}
 	if s.Failover.CacheAliveLimit < s.Failover.CacheDeadLimit {
 		fail("WALG_FAILOVER_STORAGES_CACHE_EMA_ALIVE_LIMIT", "%v is below the limit of the dead, %v",
@@ -269,4 +275,39 @@ func (f *Field) isDefault(v reflect.Value) bool {
 		return len(x) == 0
 	}
 	return shown(v) == f.Default
+}
+
+// ForStorage are the settings of a failover storage: those of the process with
+// what the storage's own entry says on top. Of the process's storage prefixes
+// none is inherited, so that an entry without one is an error and not the main
+// storage under another name.
+func (s *Settings) ForStorage(name string) (*Settings, error) {
+	own, ok := s.Failover.Storages[name]
+	if !ok {
+		return nil, fmt.Errorf("storage %q is not configured", name)
+	}
+	merged := map[string]string{}
+	for _, f := range Fields() {
+		v, given := s.set[f.Setting]
+		prefix := strings.HasSuffix(f.Setting, "_PREFIX") && f.Setting != "WALG_STORAGE_PREFIX"
+		if given && !f.nested && !prefix && f.Setting != "WALG_TARGET_STORAGE" && f.Setting != "WALG_CONFIG_PATH" {
+			merged[f.Setting] = v.text
+		}
+	}
+	for key, value := range own {
+		f := table().byName[key]
+		if f == nil {
+			return nil, fmt.Errorf("storage %q: unknown setting %s%s", name, key, didYouMean(key))
+		}
+		merged[f.Setting] = value
+	}
+	env := make([]string, 0, len(merged))
+	for k, v := range merged {
+		env = append(env, k+"="+v)
+	}
+	out, _, err := Load(nil, env, "", nil)
+	if err != nil {
+		return nil, fmt.Errorf("storage %q: %w", name, err)
+	}
+	return out, nil
 }
