@@ -18,10 +18,15 @@ import (
 // recovered to its last archived commit.
 func TestCycle(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"lz4", "zstd", "none"} {
-		t.Run(method, func(t *testing.T) {
+	for name, env := range map[string][]string{
+		"lz4":            {"WALG_COMPRESSION_METHOD=lz4"},
+		"zstd-libsodium": {"WALG_COMPRESSION_METHOD=zstd", "WALG_LIBSODIUM_KEY=0123456789abcdef0123456789abcdef"},
+		"none":           {"WALG_COMPRESSION_METHOD=none"},
+		"brotli":         {"WALG_COMPRESSION_METHOD=brotli"},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, []string{"WALG_COMPRESSION_METHOD=" + method, "WALG_TAR_SIZE_THRESHOLD=10000000", "WALG_UPLOAD_DISK_CONCURRENCY=2"})
+			b := newBench(t, append(env, "WALG_TAR_SIZE_THRESHOLD=10000000", "WALG_UPLOAD_DISK_CONCURRENCY=2"))
 			b.c.Run("pgbench", "-i", "-q", "-s", "2", "postgres")
 			space := filepath.Join(pgtest.TempDir(t), "space ü")
 			b.c.Run("/bin/mkdir", space)
@@ -170,30 +175,54 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// TestReadsWhatWALGWrote restores a full backup that the reference took and
-// replays the WAL that it archived.
+// TestReadsWhatWALGWrote restores backups that the reference took and replays
+// the WAL that it archived, in each of its compressions and encryptions.
 func TestReadsWhatWALGWrote(t *testing.T) {
 	t.Parallel()
-	b := &bench{t: t, program: program(t), storage: filepath.Join(pgtest.TempDir(t), "storage")}
-	if out, err := exec.Command("cp", "-r", "testdata/walg-full-lz4", b.storage).CombinedOutput(); err != nil {
-		t.Fatalf("copy the fixture: %v\n%s", err, out)
-	}
-	if out, err := exec.Command("chmod", "-R", "a+rwX", b.storage).CombinedOutput(); err != nil {
-		t.Fatalf("open the fixture: %v\n%s", err, out)
-	}
-	b.c = pgtest.New(t, pgtest.Stopped()) // for its user and environment only
-	dir := filepath.Join(pgtest.TempDir(t), "restored")
-	b.must("backup-fetch", dir, "base_000000010000000000000002")
-	// What follows makes a tablespace in a directory that only the host of the
-	// fixture has.
-	r := b.recover(dir, "recovery_target_lsn = '0/A0002F8'", "recovery_target_inclusive = off", "recovery_target_action = promote")
-	want, err := os.ReadFile("testdata/walg-full-lz4/expected.txt")
+	want, err := os.ReadFile("testdata/expected.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := r.SQLIn("app", `select 't', count(*), md5(string_agg(id||note, ',' order by id)) from t
+	key := filepath.Join(pgtest.TempDir(t), "key.asc")
+	if out, err := exec.Command("install", "-m", "644", "testdata/pgp-private.asc", key).CombinedOutput(); err != nil {
+		t.Fatalf("install the key: %v\n%s", err, out)
+	}
+	// What follows makes a tablespace in a directory that only the host of the
+	// fixtures has.
+	before := []string{"recovery_target_lsn = '0/A0002F8'", "recovery_target_inclusive = off", "recovery_target_action = promote"}
+	for _, tc := range []struct {
+		storage, backup string
+		env, target     []string
+	}{
+		{"walg-full-lz4", "base_000000010000000000000002", nil, before},
+		{"walg-zstd-pgp", "LATEST", []string{"WALG_PGP_KEY_PATH=" + key}, before},
+		{"walg-lzma-libsodium", "LATEST", []string{
+			"WALG_LIBSODIUM_KEY=Zml4dHVyZS1rZXktZml4dHVyZS1rZXktZml4dHVyZSE=", "WALG_LIBSODIUM_KEY_TRANSFORM=base64"}, before},
+		// Streamed, with a tablespace, and no restore spec.
+		{"walg-brotli-remote", "LATEST", nil, nil},
+	} {
+		t.Run(tc.storage, func(t *testing.T) {
+			t.Parallel()
+			b := &bench{t: t, program: program(t), storage: filepath.Join(pgtest.TempDir(t), "storage"), env: tc.env}
+			for _, cmd := range [][]string{{"cp", "-r", "testdata/" + tc.storage, b.storage}, {"chmod", "-R", "a+rwX", b.storage}} {
+				if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+					t.Fatalf("copy the fixture: %v\n%s", err, out)
+				}
+			}
+			b.c = pgtest.New(t, pgtest.Stopped()) // for its user and environment only
+			dir := filepath.Join(pgtest.TempDir(t), "restored")
+			b.must("backup-fetch", dir, tc.backup)
+			r := b.recover(dir, tc.target...)
+			got := r.SQLIn("app", `select 't', count(*), md5(string_agg(id||note, ',' order by id)) from t
  union all select 'big', count(*), md5(string_agg(id||pad, ',' order by id)) from big`)
-	if got != strings.TrimSpace(string(want)) {
-		t.Fatalf("restored:\n%s\nwant:\n%s", got, want)
+			if got != strings.TrimSpace(string(want)) {
+				t.Fatalf("restored:\n%s\nwant:\n%s", got, want)
+			}
+			if tc.storage == "walg-brotli-remote" {
+				if got := r.SQLIn("app", "SELECT count(*) FROM tt"); got != "100" {
+					t.Fatalf("table in the tablespace: %s rows", got)
+				}
+			}
+		})
 	}
 }

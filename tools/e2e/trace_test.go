@@ -2,7 +2,7 @@ package e2e
 
 import (
 	"compress/gzip"
-	"encoding/hex"
+	"encoding/base64"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // receiver is an OTLP collector that keeps the names of spans by trace.
@@ -37,7 +37,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	var export collector.ExportTraceServiceRequest
-	if err := proto.Unmarshal(data, &export); err != nil {
+	if err := protojson.Unmarshal(data, &export); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -46,7 +46,9 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	for _, resource := range export.ResourceSpans {
 		for _, scope := range resource.ScopeSpans {
 			for _, span := range scope.Spans {
-				id := hex.EncodeToString(span.TraceId)
+				// OTLP writes ids in hexadecimal, which protobuf's decoder
+				// takes for base64.
+				id := base64.StdEncoding.EncodeToString(span.TraceId)
 				r.traces[id] = append(r.traces[id], span.Name)
 			}
 		}
