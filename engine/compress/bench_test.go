@@ -6,6 +6,9 @@ import (
 	"io"
 	"os"
 	"testing"
+
+	"github.com/andybalholm/brotli"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // benchSize is that of a large enough stream for several zstd jobs.
@@ -33,7 +36,7 @@ func benchOptions() []Options {
 			all = append(all, Options{Method: Zstd, Level: l, Workers: workers})
 		}
 	}
-	return all
+	return append(all, Options{Method: Brotli, Workers: 1}, Options{Method: LZMA, Workers: 1})
 }
 
 type counter int64
@@ -74,8 +77,8 @@ func BenchmarkWrite(b *testing.B) {
 func BenchmarkRead(b *testing.B) {
 	for name, data := range benchInputs(b) {
 		for _, o := range benchOptions() {
-			packed := pack(b, o, data, 0)
 			b.Run(fmt.Sprintf("%s/%s%s/workers=%d", name, o.Method, o.Level, o.Workers), func(b *testing.B) {
+				packed := pack(b, o, data, 0)
 				b.SetBytes(int64(len(data)))
 				b.ReportAllocs()
 				for b.Loop() {
@@ -87,6 +90,52 @@ func BenchmarkRead(b *testing.B) {
 						b.Fatal(n, err)
 					}
 					r.Close()
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkLibrary is what the two single-threaded codecs do alone.
+func BenchmarkLibrary(b *testing.B) {
+	encoders := map[string]func(io.Writer) (io.WriteCloser, error){
+		"brotli": func(w io.Writer) (io.WriteCloser, error) { return brotli.NewWriterV2(w, brotliQuality), nil },
+		"brotli-port": func(w io.Writer) (io.WriteCloser, error) {
+			return brotli.NewWriterLevel(w, brotliQuality), nil
+		},
+		"lzma": func(w io.Writer) (io.WriteCloser, error) { return lzma.NewWriter(w) },
+	}
+	for input, data := range benchInputs(b) {
+		for name, open := range encoders {
+			b.Run(fmt.Sprintf("write/%s/%s", input, name), func(b *testing.B) {
+				b.SetBytes(int64(len(data)))
+				var out counter
+				for b.Loop() {
+					out = 0
+					w, err := open(&out)
+					if err != nil {
+						b.Fatal(err)
+					}
+					for p := data; len(p) > 0; p = p[min(len(p), 256<<10):] {
+						if _, err := w.Write(p[:min(len(p), 256<<10)]); err != nil {
+							b.Fatal(err)
+						}
+					}
+					if err := w.Close(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(len(data))/float64(out), "ratio")
+			})
+		}
+		for _, m := range []Method{Brotli, LZMA} {
+			b.Run(fmt.Sprintf("read/%s/%s", input, m), func(b *testing.B) {
+				packed := pack(b, Options{Method: m}, data, 0)
+				b.SetBytes(int64(len(data)))
+				for b.Loop() {
+					if _, err := library(m, packed); err != nil {
+						b.Fatal(err)
+					}
 				}
 			})
 		}

@@ -2,6 +2,7 @@ package compress
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -15,8 +16,10 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz/lzma"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 )
@@ -50,6 +53,35 @@ func pack(t failer, o Options, data []byte, chunk int) []byte {
 	return out.Bytes()
 }
 
+// packMethod packs data with m, be it one that is only read.
+func packMethod(t failer, m Method, data []byte) []byte {
+	t.Helper()
+	if m != Gzip {
+		return pack(t, Options{Method: m}, data, 0)
+	}
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, err := w.Write(data)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// checked are the methods whose streams carry a checksum.
+func checked() []Method { return []Method{LZ4, Zstd, Gzip} }
+
+func framed() []Method { return append(checked(), Brotli, LZMA) }
+
+// lean gives an LZMA stream of at most 4 KiB of plain bytes a dictionary of that
+// size, where a test reads it a thousand times.
+func lean(m Method, packed []byte) []byte {
+	if m == LZMA {
+		binary.LittleEndian.PutUint32(packed[1:], lzma.MinDictCap)
+	}
+	return packed
+}
+
 func unpack(m Method, packed []byte, workers int) ([]byte, error) {
 	// A reader that gives half of what is asked for meets every short read.
 	r, err := NewReader(iotest.HalfReader(bytes.NewReader(packed)), m, workers)
@@ -72,6 +104,20 @@ func library(m Method, packed []byte) ([]byte, error) {
 		}
 		defer d.Close()
 		return d.DecodeAll(packed, nil)
+	case Brotli:
+		return io.ReadAll(brotli.NewReader(bytes.NewReader(packed)))
+	case LZMA:
+		r, err := lzma.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(r)
+	case Gzip:
+		r, err := gzip.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(r)
 	}
 	return packed, nil
 }
@@ -80,13 +126,13 @@ func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		o := Options{
-			Method:  rapid.SampledFrom([]Method{LZ4, Zstd, None}).Draw(t, "method"),
+			Method:  rapid.SampledFrom([]Method{LZ4, Zstd, Brotli, LZMA, None}).Draw(t, "method"),
 			Workers: rapid.IntRange(0, 3).Draw(t, "workers"),
 		}
 		if o.Method == Zstd {
 			o.Level = rapid.SampledFrom([]Level{"", LevelFastest, LevelDefault, LevelBetter}).Draw(t, "level")
 		}
-		size := rapid.SampledFrom([]int{0, 1, 12, 13, 100, lz4BlockSize - 1, lz4BlockSize, lz4BlockSize + 1,
+		size := rapid.SampledFrom([]int{0, 1, 12, 13, 15, 16, 100, brotliBlock - 1, brotliBlock, brotliBlock + 1, lz4BlockSize - 1, lz4BlockSize, lz4BlockSize + 1,
 			3 * lz4BlockSize, 7*lz4BlockSize + 5}).Draw(t, "size")
 		data := rapid.SampledFrom([]func(int) []byte{zeros, noise, pages, mixed}).Draw(t, "data")(size)
 		chunk := rapid.SampledFrom([]int{0, 8192, lz4BlockSize, lz4BlockSize + 1, 1 << 20}).Draw(t, "chunk")
@@ -119,6 +165,38 @@ func TestZstdJobs(t *testing.T) {
 	}
 }
 
+// TestZstdProbe: a stream of noise and a small one are no work for jobs.
+func TestZstdProbe(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		about string
+		data  []byte
+		jobs  bool
+	}{
+		{"noise", noise(1 << 20), false},
+		{"packed pages", packMethod(t, Gzip, pages(8<<20)), false},
+		{"short of the probe", pages(zstdProbe - 1), false},
+		{"the probe's size", pages(zstdProbe), true},
+		{"pages", pages(1 << 20), true},
+		{"a fifth of zeros in noise", append(zeros(zstdProbe/5), noise(1<<20)...), true},
+	} {
+		for _, chunk := range []int{8192, 1 << 20} {
+			o := Options{Method: Zstd, Workers: 2}
+			packed := pack(t, o, c.data, chunk)
+			var h zstd.Header
+			if err := h.Decode(packed); err != nil {
+				t.Fatal(err)
+			}
+			if jobs := h.WindowSize == zstdJobWindow; jobs != c.jobs {
+				t.Errorf("%s: jobs %v, window %d", c.about, jobs, h.WindowSize)
+			}
+			if got, err := unpack(Zstd, packed, 2); err != nil || !bytes.Equal(got, c.data) {
+				t.Errorf("%s: read %d bytes of %d, error %v", c.about, len(got), len(c.data), err)
+			}
+		}
+	}
+}
+
 func TestHeader(t *testing.T) {
 	t.Parallel()
 	packed := pack(t, Options{Method: LZ4}, []byte("x"), 1)
@@ -131,24 +209,69 @@ func TestHeader(t *testing.T) {
 	if packed[4]&(1<<2) == 0 {
 		t.Errorf("zstd frame header %x has no checksum flag", packed[:5])
 	}
+	// lc 3, lp 0, pb 2, a dictionary of 8 MiB, unknown size, the range coder's zero.
+	packed = pack(t, Options{Method: LZMA}, []byte("x"), 1)
+	if got := hex.EncodeToString(packed[:14]); got != "5d00008000ffffffffffffffff00" {
+		t.Errorf("LZMA header %s", got)
+	}
 }
 
-// TestCommand reads what is written here with the formats' own commands.
+// command runs one of the formats' own programs.
+func command(t testing.TB, in []byte, name string, args ...string) ([]byte, error) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Fatalf("%v; run: make deps", err)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = bytes.NewReader(in)
+	return cmd.Output()
+}
+
+// TestCommand reads what is written here with the formats' own programs.
 func TestCommand(t *testing.T) {
 	t.Parallel()
-	data := mixed(20<<20 + 3)
-	for _, o := range []Options{{Method: LZ4}, {Method: LZ4, Workers: 2}, {Method: Zstd}, {Method: Zstd, Workers: 2}} {
+	for _, o := range []Options{{Method: LZ4}, {Method: LZ4, Workers: 2}, {Method: Zstd}, {Method: Zstd, Workers: 2}, {Method: Brotli}, {Method: LZMA}} {
 		t.Run(fmt.Sprint(o), func(t *testing.T) {
 			t.Parallel()
-			command, err := exec.LookPath(string(o.Method))
-			if err != nil {
-				t.Skip("no such command: ", err)
+			name, args := string(o.Method), []string{"-dc"}
+			if o.Method == LZMA {
+				name, args = "xz", []string{"--format=lzma", "-dc"}
 			}
-			cmd := exec.Command(command, "-dc")
-			cmd.Stdin = bytes.NewReader(pack(t, o, data, 0))
-			got, err := cmd.Output()
-			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("read %d bytes of %d, error %v", len(got), len(data), err)
+			for _, data := range [][]byte{nil, []byte("x"), zeros(3<<20 + 1), mixed(20<<20 + 3)} {
+				got, err := command(t, pack(t, o, data, 0), name, args...)
+				if err != nil || !bytes.Equal(got, data) {
+					t.Errorf("read %d bytes of %d, error %v", len(got), len(data), err)
+				}
+			}
+		})
+	}
+}
+
+// TestCommandWrites reads what the programs write, with more than one setting.
+func TestCommandWrites(t *testing.T) {
+	t.Parallel()
+	data := mixed(2<<20 + 3)
+	for line, m := range map[string]Method{
+		"brotli -c -q 3":                      Brotli,
+		"brotli -c -q 9 --lgwin=24":           Brotli,
+		"brotli -c -q 1 --lgwin=10":           Brotli,
+		"xz -c --format=lzma -1":              LZMA,
+		"xz -c --format=lzma -9":              LZMA,
+		"xz -c --lzma1=lc=0,lp=2,pb=0 -Flzma": LZMA,
+		"gzip -c -1":                          Gzip,
+		"gzip -c -9":                          Gzip,
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			words := strings.Fields(line)
+			for _, data := range [][]byte{nil, []byte("x"), data} {
+				packed, err := command(t, data, words[0], words[1:]...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := unpack(m, packed, 2); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("read %d bytes of %d, error %v", len(got), len(data), err)
+				}
 			}
 		})
 	}
@@ -167,9 +290,18 @@ func TestForeign(t *testing.T) {
 			}
 		}
 	}
-	got, err := unpack(LZ4, fixture(t, "walg.lz4"), 1)
-	if err != nil || !strings.HasPrefix(string(got), "START WAL LOCATION: 0/") {
-		t.Errorf("backup history file of WAL-G: %.40q, error %v", got, err)
+	for name, m := range map[string]Method{"walg.lz4": LZ4, "walg.br": Brotli} {
+		got, err := unpack(m, fixture(t, name), 1)
+		if err != nil || !strings.HasPrefix(string(got), "START WAL LOCATION: 0/") {
+			t.Errorf("%s, a backup history file of WAL-G: %.40q, error %v", name, got, err)
+		}
+	}
+	segment, err := unpack(Brotli, fixture(t, "segment.br"), 1)
+	if sum := sha256.Sum256(segment); err != nil || hex.EncodeToString(sum[:]) != "53d0593e24d3103d9c132448b5d8c498d8cdc4e7164ec00d78ae43498b22ea56" {
+		t.Errorf("WAL segment of WAL-G: %d bytes, error %v", len(segment), err)
+	}
+	if got, err := unpack(LZMA, fixture(t, "cli.lzma"), 1); err != nil || !bytes.Equal(got, segment) {
+		t.Errorf("the same segment by xz: %d bytes, error %v", len(got), err)
 	}
 }
 
@@ -210,6 +342,10 @@ func TestFrameParameters(t *testing.T) {
 
 func TestConcatenated(t *testing.T) {
 	t.Parallel()
+	packed := bytes.Join([][]byte{packMethod(t, Gzip, []byte("a")), packMethod(t, Gzip, nil), packMethod(t, Gzip, []byte("b"))}, nil)
+	if got, err := unpack(Gzip, packed, 1); err != nil || string(got) != "ab" {
+		t.Errorf("three gzip members: %q, %v", got, err)
+	}
 	skippable := append([]byte{0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0}, "any"...)
 	for _, m := range []Method{LZ4, Zstd} {
 		one, two := pages(300_000), noise(1000)
@@ -236,9 +372,9 @@ func TestConcatenated(t *testing.T) {
 
 func TestTruncated(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd} {
+	for _, m := range framed() {
 		for _, data := range [][]byte{nil, noise(60), pages(3000)} {
-			packed := pack(t, Options{Method: m}, data, 0)
+			packed := lean(m, packMethod(t, m, data))
 			for n := range packed {
 				for workers := 1; workers <= 2; workers++ {
 					_, err := unpack(m, packed[:n], workers)
@@ -251,33 +387,73 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
+// flip reads packed with each of its bits flipped in turn and returns the bits
+// that make other data of it without an error.
+func flip(t *testing.T, m Method, packed, data []byte) (unseen []int) {
+	t.Helper()
+	for bit := range len(packed) * 8 {
+		packed[bit/8] ^= 1 << (bit % 8)
+		got, err := unpack(m, packed, 1+bit%2)
+		if err == nil && !bytes.Equal(got, data) {
+			unseen = append(unseen, bit)
+		}
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s with bit %d flipped: %v is not ErrCorrupt", m, bit, err)
+		}
+		packed[bit/8] ^= 1 << (bit % 8)
+	}
+	return unseen
+}
+
 func TestFlippedBit(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd} {
+	for _, m := range checked() {
 		for _, data := range [][]byte{nil, noise(40), pages(800)} {
-			packed := pack(t, Options{Method: m}, data, 0)
-			for bit := range len(packed) * 8 {
-				packed[bit/8] ^= 1 << (bit % 8)
-				got, err := unpack(m, packed, 1+bit%2)
-				// zstd's header has a bit that means nothing.
-				if err == nil && !bytes.Equal(got, data) {
-					t.Errorf("%s with bit %d flipped reads as %d other bytes", m, bit, len(got))
-				}
-				if err != nil && !errors.Is(err, ErrCorrupt) {
-					t.Errorf("%s with bit %d flipped: %v is not ErrCorrupt", m, bit, err)
-				}
-				packed[bit/8] ^= 1 << (bit % 8)
+			// No error at all comes of bits that mean nothing, of which
+			// zstd's and gzip's headers have some.
+			if bits := flip(t, m, packMethod(t, m, data), data); bits != nil {
+				t.Errorf("%s with one of the bits %d flipped reads as other data", m, bits)
 			}
 		}
 	}
 }
 
+// TestUnseen keeps to the package comment's word on what the methods without a
+// checksum let through.
+func TestUnseen(t *testing.T) {
+	t.Parallel()
+	for _, data := range [][]byte{nil, noise(40), pages(800), pages(4000)} {
+		bits := flip(t, LZMA, lean(LZMA, packMethod(t, LZMA, data)), data)
+		t.Logf("lzma, %d bytes: %d bits", len(data), len(bits))
+		for _, bit := range bits {
+			if bit/8 < lzma.HeaderLen+1 || bit/8 > lzma.HeaderLen+5 {
+				t.Errorf("lzma: bit %d of byte %d is let through", bit%8, bit/8)
+			}
+		}
+	}
+	data := pages(8192)
+	packed := packMethod(t, Brotli, data)
+	bits := flip(t, Brotli, packed, data)
+	t.Logf("brotli: %d of %d bits", len(bits), 8*len(packed))
+	if len(bits) == 0 {
+		t.Error("brotli lets no flipped bit through")
+	}
+}
+
 func TestTrailingGarbage(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd} {
-		packed := append(pack(t, Options{Method: m}, pages(100), 0), "garbage"...)
-		if _, err := unpack(m, packed, 1); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("%s: %v", m, err)
+	for _, m := range framed() {
+		for _, tail := range []string{"\x00", "g", "garbage", strings.Repeat("garbage", 20_000)} {
+			packed := append(packMethod(t, m, pages(100)), tail...)
+			if _, err := unpack(m, packed, 1); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("%s and %d bytes: %v", m, len(tail), err)
+			}
+		}
+	}
+	for _, m := range []Method{Brotli, LZMA} {
+		packed := packMethod(t, m, pages(100))
+		if _, err := unpack(m, append(packed, packed...), 1); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s twice: %v", m, err)
 		}
 	}
 }
@@ -292,6 +468,22 @@ func TestWindowBound(t *testing.T) {
 	frame[5] = (27 - 10) << 3
 	if got, err := unpack(Zstd, frame, 1); err != nil || string(got) != "x" {
 		t.Errorf("window of 128 MiB: %q, %v", got, err)
+	}
+
+	packed := packMethod(t, LZMA, []byte("x"))
+	binary.LittleEndian.PutUint32(packed[1:], lzmaMaxDictionary+1)
+	var size *lzma.ErrDictSize
+	if _, err := unpack(LZMA, packed, 1); !errors.As(err, &size) || !errors.Is(err, ErrCorrupt) {
+		t.Errorf("dictionary of more than 128 MiB: %v", err)
+	}
+	binary.LittleEndian.PutUint32(packed[1:], lzmaMaxDictionary)
+	if got, err := unpack(LZMA, packed, 1); err != nil || string(got) != "x" {
+		t.Errorf("dictionary of 128 MiB: %q, %v", got, err)
+	}
+
+	// The first byte of the "large window" extension (brotli --large_window).
+	if _, err := unpack(Brotli, []byte{0x11, 0x1e, 0x03}, 1); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("large window: %v", err)
 	}
 }
 
@@ -316,7 +508,7 @@ func (f *failAfter) Write(p []byte) (int, error) {
 func TestWriterFails(t *testing.T) {
 	t.Parallel()
 	full := errors.New("disk full")
-	for _, m := range []Method{LZ4, Zstd, None} {
+	for _, m := range []Method{LZ4, Zstd, Brotli, LZMA, None} {
 		for _, workers := range []int{1, 2} {
 			for _, room := range []int{0, 5, 8, 300_000, 3 << 20} {
 				w, err := NewWriter(&failAfter{n: room, err: full}, Options{Method: m, Workers: workers})
@@ -349,11 +541,11 @@ func TestWriterFails(t *testing.T) {
 func TestCloseFails(t *testing.T) {
 	t.Parallel()
 	full := errors.New("disk full")
-	for _, m := range []Method{LZ4, Zstd} {
+	for _, m := range []Method{LZ4, Zstd, Brotli, LZMA} {
 		for _, workers := range []int{1, 2} {
 			for _, size := range []int{0, 10, 2*lz4BlockSize + 1} {
 				whole := len(pack(t, Options{Method: m, Workers: workers}, noise(size), 0))
-				for _, room := range []int{0, 7, whole - 1} {
+				for _, room := range []int{0, min(7, whole-1), whole - 1} {
 					w, err := NewWriter(&failAfter{n: room, err: full}, Options{Method: m, Workers: workers})
 					if err != nil {
 						t.Fatal(err)
@@ -370,7 +562,7 @@ func TestCloseFails(t *testing.T) {
 
 func TestAbort(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd, None} {
+	for _, m := range []Method{LZ4, Zstd, Brotli, LZMA, None} {
 		for _, workers := range []int{1, 2} {
 			var out bytes.Buffer
 			w, err := NewWriter(&out, Options{Method: m, Workers: workers})
@@ -397,7 +589,7 @@ func TestAbort(t *testing.T) {
 
 func TestWriteAfterClose(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd, None} {
+	for _, m := range []Method{LZ4, Zstd, Brotli, LZMA, None} {
 		w, err := NewWriter(io.Discard, Options{Method: m, Workers: 2})
 		if err != nil {
 			t.Fatal(err)
@@ -440,8 +632,8 @@ func TestReadFromSourceFails(t *testing.T) {
 func TestReaderSourceFails(t *testing.T) {
 	t.Parallel()
 	for _, broken := range []error{errors.New("connection reset"), io.ErrUnexpectedEOF} {
-		for _, m := range []Method{LZ4, Zstd} {
-			packed := pack(t, Options{Method: m}, noise(1<<20), 0)
+		for _, m := range framed() {
+			packed := packMethod(t, m, noise(1<<20))
 			for _, n := range []int{0, 2, 5, 70_000, len(packed) - 2} {
 				for workers := 1; workers <= 2; workers++ {
 					r, err := NewReader(io.MultiReader(bytes.NewReader(packed[:n]), iotest.ErrReader(broken)), m, workers)
@@ -464,8 +656,8 @@ func TestReaderSourceFails(t *testing.T) {
 
 func TestReaderClosedEarly(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd} {
-		packed := pack(t, Options{Method: m}, mixed(8<<20), 0)
+	for _, m := range framed() {
+		packed := packMethod(t, m, mixed(8<<20))
 		for workers := 1; workers <= 3; workers++ {
 			for _, n := range []int{0, 1, 1 << 20} {
 				r, err := NewReader(bytes.NewReader(packed), m, workers)
@@ -489,8 +681,8 @@ func TestReaderClosedEarly(t *testing.T) {
 func TestWriteToFails(t *testing.T) {
 	t.Parallel()
 	full := errors.New("disk full")
-	for _, m := range []Method{LZ4, Zstd} {
-		r, err := NewReader(bytes.NewReader(pack(t, Options{Method: m}, mixed(2<<20), 0)), m, 2)
+	for _, m := range framed() {
+		r, err := NewReader(bytes.NewReader(packMethod(t, m, mixed(2<<20))), m, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -548,7 +740,7 @@ func TestXXH32(t *testing.T) {
 
 func TestMethods(t *testing.T) {
 	t.Parallel()
-	for _, m := range []Method{LZ4, Zstd, None} {
+	for _, m := range []Method{LZ4, Zstd, Brotli, LZMA, None} {
 		if got, err := ParseMethod(string(m)); got != m || err != nil {
 			t.Errorf("ParseMethod(%q) = %q, %v", m, got, err)
 		}
@@ -556,15 +748,23 @@ func TestMethods(t *testing.T) {
 			t.Errorf("ByExtension(%q) = %q, %v", m.Extension(), got, err)
 		}
 	}
-	if got := fmt.Sprint(Extensions()); got != "[lz4 zst]" {
-		t.Errorf("Extensions() = %s", got)
-	}
-	for _, s := range []string{"", "gzip", "LZ4", "zst"} {
-		if _, err := ParseMethod(s); err == nil || !strings.Contains(err.Error(), "lz4, zstd, none") {
-			t.Errorf("ParseMethod(%q): %v", s, err)
+	for ext, want := range map[string]Method{"lz4": LZ4, "zst": Zstd, "br": Brotli, "lzma": LZMA, "gz": Gzip, "": None} {
+		if m, err := ByExtension(ext); m != want || err != nil {
+			t.Errorf("ByExtension(%q) = %q, %v", ext, m, err)
 		}
 	}
-	for _, s := range []string{"gz", "tar", ".lz4", "lz4 "} {
+	if got := fmt.Sprint(Extensions()); got != "[lz4 zst br lzma gz]" {
+		t.Errorf("Extensions() = %s", got)
+	}
+	for _, s := range []string{"", "gzip", "lzo", "LZ4", "zst"} {
+		if m, err := ParseMethod(s); m != "" || err == nil || !strings.Contains(err.Error(), "lz4, zstd, brotli, lzma, none") {
+			t.Errorf("ParseMethod(%q) = %q, %v", s, m, err)
+		}
+	}
+	if _, err := ByExtension("lzo"); err == nil || !strings.Contains(err.Error(), "lzop -d") {
+		t.Errorf("lzop: %v", err)
+	}
+	for _, s := range []string{"lzo", "tar", ".lz4", "lz4 "} {
 		if m, err := ByExtension(s); err == nil {
 			t.Errorf("ByExtension(%q) = %q", s, m)
 		}
@@ -588,7 +788,10 @@ func TestValidate(t *testing.T) {
 		{Method: Zstd, Level: LevelBest}:    true,
 		{Method: None, Workers: 4}:          true,
 		{}:                                  false,
-		{Method: "gzip"}:                    false,
+		{Method: Gzip}:                      false,
+		{Method: Brotli, Workers: 2}:        true,
+		{Method: LZMA, Workers: 2}:          true,
+		{Method: Brotli, Level: LevelBest}:  false,
 		{Method: LZ4, Level: LevelDefault}:  false,
 		{Method: None, Level: LevelDefault}: false,
 		{Method: Zstd, Level: "3"}:          false,
@@ -601,7 +804,7 @@ func TestValidate(t *testing.T) {
 			t.Errorf("NewWriter with %+v: %v", o, err)
 		}
 	}
-	if _, err := NewReader(strings.NewReader(""), "gzip", 1); err == nil {
+	if _, err := NewReader(strings.NewReader(""), "lzo", 1); err == nil {
 		t.Error("NewReader takes an unknown method")
 	}
 }

@@ -12,15 +12,21 @@ import (
 // value is no method; use None to leave the bytes as they are.
 type Method string
 
-// The methods of this build. Each value is the setting's word.
+// The methods. Each value is the setting's word.
 const (
-	LZ4  Method = "lz4"
-	Zstd Method = "zstd"
-	None Method = "none"
+	LZ4    Method = "lz4"
+	Zstd   Method = "zstd"
+	Brotli Method = "brotli"
+	LZMA   Method = "lzma"
+	None   Method = "none"
+
+	// Gzip is only read; it is no word of the setting.
+	Gzip Method = "gzip"
 )
 
 // ErrCorrupt marks input that is no valid stream of the method: cut short,
-// altered, or of another format. Reading again will not help.
+// altered, or of another format. Reading again will not help. What the methods
+// cannot see is told in the package's comment.
 var ErrCorrupt = errors.New("compressed data is damaged")
 
 // codec is what the package knows of one method; a new method is one more
@@ -28,8 +34,8 @@ var ErrCorrupt = errors.New("compressed data is damaged")
 type codec struct {
 	method    Method
 	extension string
-	levels    bool // Options.Level has a meaning
-	writer    func(io.Writer, Options) (Writer, error)
+	levels    bool                                     // Options.Level has a meaning
+	writer    func(io.Writer, Options) (Writer, error) // nil: only read
 	reader    func(r io.Reader, workers int) (io.ReadCloser, error)
 }
 
@@ -37,6 +43,9 @@ func codecs() []codec {
 	return []codec{
 		{LZ4, "lz4", false, newLZ4Writer, newLZ4Reader},
 		{Zstd, "zst", true, newZstdWriter, newZstdReader},
+		{Brotli, "br", false, newBrotliWriter, newBrotliReader},
+		{LZMA, "lzma", false, newLZMAWriter, newLZMAReader},
+		{Gzip, "gz", false, nil, newGzipReader},
 		{None, "", false, newPlainWriter, newPlainReader},
 	}
 }
@@ -47,21 +56,32 @@ func (m Method) codec() (codec, error) {
 			return c, nil
 		}
 	}
-	return codec{}, fmt.Errorf("unknown compression method %q (this build has %s)", string(m), methodList())
+	return codec{}, fmt.Errorf("unknown compression method %q (want %s)", string(m), writable())
 }
 
-func methodList() string {
+// writing is codec for those who want to write.
+func (m Method) writing() (codec, error) {
+	c, err := m.codec()
+	if err == nil && c.writer == nil {
+		return codec{}, fmt.Errorf("compression method %q is only for reading (to write, use %s)", string(m), writable())
+	}
+	return c, err
+}
+
+func writable() string {
 	var names []string
 	for _, c := range codecs() {
-		names = append(names, string(c.method))
+		if c.writer != nil {
+			names = append(names, string(c.method))
+		}
 	}
 	return strings.Join(names, ", ")
 }
 
-// ParseMethod reads a method's name; the error lists the methods of this
-// build. Names are lower case, as in WAL-G.
+// ParseMethod reads the name of a method to write with; the error lists them.
+// Names are lower case, as in WAL-G.
 func ParseMethod(s string) (Method, error) {
-	c, err := Method(s).codec()
+	c, err := Method(s).writing()
 	return c.method, err
 }
 
@@ -72,18 +92,27 @@ func (m Method) Extension() string {
 	return c.extension
 }
 
+// lzopExtension is that of the objects WAL-E wrote.
+const lzopExtension = "lzo"
+
 // ByExtension finds the method that an object's last extension (without the
-// dot) tells; the empty extension is None.
+// dot) tells; the empty extension is None. The method may be one that is only
+// read.
 func ByExtension(ext string) (Method, error) {
 	for _, c := range codecs() {
 		if c.extension == ext {
 			return c.method, nil
 		}
 	}
-	return "", fmt.Errorf("no compression method for the extension %q (this build reads %s)", ext, strings.Join(Extensions(), ", "))
+	readable := strings.Join(Extensions(), ", ")
+	if ext == lzopExtension {
+		return "", fmt.Errorf("lzop compression (extension %q, of WAL-E's archives) is not supported: "+
+			"unpack the object with lzop -d and store it with an extension of %s", ext, readable)
+	}
+	return "", fmt.Errorf("no compression method for the extension %q (want %s)", ext, readable)
 }
 
-// Extensions lists the extensions this build reads, LZ4's first, without the
+// Extensions lists the extensions that can be read, LZ4's first, without the
 // empty one of None. A reader that has to guess an object's name tries them
 // in this order.
 func Extensions() []string {

@@ -36,13 +36,14 @@ type Options struct {
 	Level Level
 
 	// Workers is how many blocks of this one stream are compressed at a
-	// time. 0 and 1 compress in the caller's goroutine and start none.
+	// time. 0 and 1 compress in the caller's goroutine and start none; so do
+	// Brotli and LZMA with any number, for their streams cannot be cut.
 	Workers int
 }
 
 // Validate checks the fields and how they go together.
 func (o Options) Validate() error {
-	c, err := o.Method.codec()
+	c, err := o.Method.writing()
 	if err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func NewWriter(w io.Writer, o Options) (Writer, error) {
 		return nil, err
 	}
 	o.Workers = max(1, o.Workers)
-	c, err := o.Method.codec()
+	c, err := o.Method.writing()
 	if err != nil {
 		return nil, err
 	}
@@ -97,8 +98,10 @@ func NewWriter(w io.Writer, o Options) (Writer, error) {
 }
 
 // NewReader returns a reader of the plain stream behind r. Concatenated
-// streams are read as one. With two or more workers, blocks are decompressed
-// ahead of the caller, and r is read in another goroutine.
+// streams of LZ4, Zstd and Gzip are read as one; anything after the end of one
+// of Brotli or LZMA is an error. With two or more workers, blocks of LZ4 and
+// Zstd are decompressed ahead of the caller, and r is read in another
+// goroutine; the other methods work in the caller's.
 //
 // The caller closes the reader, at any point. Close ends all goroutines; it
 // does not close r, and it waits for a Read of r under way: to give up on an r
