@@ -2,7 +2,7 @@ package pg
 
 import (
 	"fmt"
-	"regexp"
+	"strings"
 )
 
 // BackupName names a backup in storage: base_SEG for a full backup,
@@ -10,8 +10,6 @@ import (
 // The parent part names only the parent's own segment; the exact parent is in
 // the sentinel.
 type BackupName string
-
-var backupNamePattern = regexp.MustCompile(`^base_([0-9A-F]{24})(?:_D_([0-9A-FZ]{24}))?(?:_[0-9A-F]{8})?$`)
 
 // FullBackupName is the name of a full backup that starts in segment start.
 func FullBackupName(start SegmentName) BackupName {
@@ -30,7 +28,7 @@ func IncrementName(start SegmentName, parent BackupName) BackupName {
 
 // ParseBackupName checks that s has the form of a backup name.
 func ParseBackupName(s string) (BackupName, error) {
-	if !backupNamePattern.MatchString(s) {
+	if valid, _ := readBackupName(s); !valid {
 		return "", fmt.Errorf("%q is not a backup name (base_ and 24 hexadecimal digits; see backup-list)", s)
 	}
 	return BackupName(s), nil
@@ -41,8 +39,43 @@ func (n BackupName) Segment() (SegmentName, bool) { return FirstSegmentName(stri
 
 // IsIncrement reports whether the name is that of an increment.
 func (n BackupName) IsIncrement() bool {
-	m := backupNamePattern.FindStringSubmatch(string(n))
-	return m != nil && m[2] != ""
+	_, increment := readBackupName(string(n))
+	return increment
+}
+
+// readBackupName matches base_SEG, then _D_SEGPARENT (or 24 Zs) for an
+// increment, then _OFFSET of 8 digits, the latter two optional. A regular
+// expression would say it in a line, and be compiled at every start of the
+// program.
+func readBackupName(s string) (valid, increment bool) {
+	const digits = "0123456789ABCDEF"
+	s, base := strings.CutPrefix(s, "base_")
+	s, ok := cutDigits(s, 24, digits)
+	if !base || !ok {
+		return false, false
+	}
+	if parent, marked := strings.CutPrefix(s, "_D_"); marked {
+		if s, increment = cutDigits(parent, 24, digits+"Z"); !increment {
+			return false, false
+		}
+	}
+	if offset, marked := strings.CutPrefix(s, "_"); marked {
+		if s, ok = cutDigits(offset, 8, digits); !ok {
+			return false, false
+		}
+	}
+	if s != "" {
+		return false, false
+	}
+	return true, increment
+}
+
+// cutDigits cuts n bytes off that are all in set.
+func cutDigits(s string, n int, set string) (rest string, ok bool) {
+	if len(s) < n || strings.Trim(s[:n], set) != "" {
+		return s, false
+	}
+	return s[n:], true
 }
 
 // Version is server_version_num: 150018 is 15.18.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -27,18 +26,35 @@ type Options struct {
 
 	// Endpoint is the URL of an OTLP receiver over HTTP. A URL without a path
 	// gets /v1/traces, as OTEL_EXPORTER_OTLP_ENDPOINT does. Empty: no traces,
-	// and no cost. Headers, certificates and compression come from the
-	// standard OTEL_EXPORTER_OTLP_* variables.
+	// and no cost.
 	Endpoint string
 
-	// Logger hears once that the receiver does not answer. nil: nobody does.
+	// Headers go with every request, in the form of the variables
+	// OTEL_EXPORTER_OTLP_HEADERS and OTEL_EXPORTER_OTLP_TRACES_HEADERS:
+	// name=value,name=value, values percent-encoded.
+	Headers string
+
+	// TLS is for an https Endpoint.
+	TLS TLSFiles
+
+	// Logger hears once that traces do not arrive, be it for a receiver that
+	// does not answer, for Headers or for TLS. nil: nobody does.
 	Logger *slog.Logger
 
-	// ExportTimeout bounds one request to the receiver; 0 is 5 s.
+	// ExportTimeout bounds the sending of one batch, retries included; 0 is
+	// 5 s.
 	ExportTimeout time.Duration
 
 	// ShutdownLimit bounds Shutdown; 0 is 3 s.
 	ShutdownLimit time.Duration
+}
+
+// TLSFiles are paths of PEM files, "" for none (OTEL_EXPORTER_OTLP_CERTIFICATE,
+// OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, OTEL_EXPORTER_OTLP_CLIENT_KEY).
+type TLSFiles struct {
+	CA          string // who may vouch for the receiver; "": whom the system trusts
+	Certificate string // this client's, with Key
+	Key         string
 }
 
 // Bounds of what waits to be sent. A span that finds the queue full is
@@ -63,16 +79,21 @@ type Telemetry struct {
 // Start sets tracing up. It does not talk to the receiver, so the only error
 // is an Endpoint that is no URL. Without an Endpoint it starts no goroutine
 // and constructs no exporter.
-func Start(ctx context.Context, o Options) (*Telemetry, error) {
+func Start(_ context.Context, o Options) (*Telemetry, error) {
 	if o.Endpoint == "" {
 		return &Telemetry{provider: noop.NewTracerProvider()}, nil
 	}
 	endpoint, err := url.Parse(o.Endpoint)
 	if err != nil {
+		// Without the text, which may hold a password.
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err
+		}
 		return nil, fmt.Errorf("parse OTLP endpoint: %w", err)
 	}
 	if endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "" {
-		return nil, fmt.Errorf("OTLP endpoint %q: want a URL such as http://localhost:4318", o.Endpoint)
+		return nil, fmt.Errorf("OTLP endpoint %q: want a URL such as http://localhost:4318", endpoint.Redacted())
 	}
 	if endpoint.Path == "" || endpoint.Path == "/" {
 		endpoint.Path = "/v1/traces"
@@ -81,15 +102,10 @@ func Start(ctx context.Context, o Options) (*Telemetry, error) {
 	if timeout == 0 {
 		timeout = defaultExportTimeout
 	}
-	otlp, err := otlptracehttp.New(ctx,
-		otlptracehttp.WithEndpointURL(endpoint.String()),
-		otlptracehttp.WithTimeout(timeout),
-		// No retry: it would hold the queue, and the end of the command.
-		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{Enabled: false}))
-	if err != nil {
-		return nil, fmt.Errorf("set up the OTLP exporter: %w", err)
+	t := &Telemetry{
+		export: &exporter{otlp: newOTLP(endpoint, o, timeout), log: o.Logger, endpoint: endpoint.Redacted()},
+		limit:  o.ShutdownLimit,
 	}
-	t := &Telemetry{export: &exporter{SpanExporter: otlp, log: o.Logger, endpoint: o.Endpoint}, limit: o.ShutdownLimit}
 	if t.limit == 0 {
 		t.limit = defaultShutdownLimit
 	}
@@ -123,6 +139,7 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.limit)
 	defer cancel()
+	t.export.hurry()
 	if err := t.sdk.Shutdown(ctx); err != nil {
 		t.export.complain(err)
 	}
@@ -131,14 +148,14 @@ func (t *Telemetry) Shutdown(ctx context.Context) {
 // exporter keeps the receiver's errors from the OpenTelemetry library's global
 // error handler, which would print each of them on stderr in another shape.
 type exporter struct {
-	sdktrace.SpanExporter
+	*otlp
 	log      *slog.Logger
 	endpoint string
 	once     sync.Once
 }
 
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
-	if err := e.SpanExporter.ExportSpans(ctx, spans); err != nil {
+	if err := e.otlp.ExportSpans(ctx, spans); err != nil {
 		e.complain(err)
 	}
 	return nil

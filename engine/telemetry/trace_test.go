@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +17,6 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	coltrace "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,28 +26,36 @@ type receiver struct {
 	*httptest.Server
 	mu       sync.Mutex
 	paths    []string
+	headers  []http.Header
 	requests []*coltrace.ExportTraceServiceRequest
 }
 
 func newReceiver(t *testing.T) *receiver {
 	r := &receiver{}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		body, err := io.ReadAll(q.Body)
+		m, err := readRequest(q)
 		if err != nil {
 			t.Error(err)
-		}
-		var m coltrace.ExportTraceServiceRequest
-		if err := proto.Unmarshal(body, &m); err != nil {
-			t.Errorf("%s body: %v", q.Header.Get("Content-Type"), err)
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.paths = append(r.paths, q.URL.Path)
-		r.requests = append(r.requests, &m)
-		w.Header().Set("Content-Type", "application/x-protobuf")
+		r.headers = append(r.headers, q.Header)
+		r.requests = append(r.requests, m)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, "{}")
 	}))
 	t.Cleanup(r.Close)
 	return r
+}
+
+// got is what has arrived.
+func (r *receiver) got() ([]*coltrace.ExportTraceServiceRequest, []string, []http.Header) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.requests), slices.Clone(r.paths), slices.Clone(r.headers)
 }
 
 func TestExport(t *testing.T) {
@@ -57,7 +65,8 @@ func TestExport(t *testing.T) {
 		var log bytes.Buffer
 		tel, err := Start(t.Context(), Options{
 			ServiceName: "walherd", Version: "1.2.3", Endpoint: r.URL + path,
-			Logger: slog.New(NewHandler(&log, slog.LevelDebug)),
+			Logger:        slog.New(NewHandler(&log, slog.LevelDebug)),
+			ExportTimeout: time.Minute, ShutdownLimit: time.Minute,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -72,10 +81,11 @@ func TestExport(t *testing.T) {
 		if path == "" || path == "/" {
 			want = "/v1/traces"
 		}
-		if len(r.paths) != 1 || r.paths[0] != want {
-			t.Fatalf("%q: requests to %q, want one to %s; log %s", path, r.paths, want, log.String())
+		requests, paths, _ := r.got()
+		if len(paths) != 1 || paths[0] != want {
+			t.Fatalf("%q: requests to %q, want one to %s; log %s", path, paths, want, log.String())
 		}
-		rs := r.requests[0].ResourceSpans[0]
+		rs := requests[0].ResourceSpans[0]
 		resource := map[string]string{}
 		for _, a := range rs.Resource.Attributes {
 			resource[a.Key] = a.Value.GetStringValue()
@@ -135,9 +145,15 @@ func BenchmarkStartWithoutEndpoint(b *testing.B) {
 
 func TestBadEndpoint(t *testing.T) {
 	t.Parallel()
-	for _, s := range []string{"localhost:4318", "ftp://host", "http://", "http://a b", "/v1/traces", "%"} {
-		if _, err := Start(t.Context(), Options{Endpoint: s}); err == nil {
+	for _, s := range []string{
+		"localhost:4318", "ftp://host", "http://", "http://a b", "/v1/traces", "%",
+		"ftp://bob:sesame@host", "http://bob:sesame@host:x",
+	} {
+		_, err := Start(t.Context(), Options{Endpoint: s})
+		if err == nil {
 			t.Errorf("%q is taken", s)
+		} else if strings.Contains(err.Error(), "sesame") {
+			t.Errorf("a password in %q", err)
 		}
 	}
 }
