@@ -28,7 +28,10 @@ const (
 //
 // The encoder finds matches with a hash table. The library's other finder, a
 // binary tree, had not packed 8 MiB of a pgbench table in eight minutes; with
-// the hash table they take a fraction of a second.
+// the hash table they take a fraction of a second. Its worst case is data that
+// does not compress: 0.5 MB/s of CPU time, against 20 to 60 of a cluster's
+// pages. Archives with wal_compression on or encrypted columns want another
+// method.
 func newLZMAWriter(w io.Writer, _ Options) (Writer, error) {
 	out := bufio.NewWriterSize(w, lzmaBuffer)
 	enc, err := lzma.WriterConfig{

@@ -38,7 +38,7 @@ const (
 const zstdProbe = 256 << 10
 
 // zstdDense reports whether lz4 saves less than an eighth of head: a trial of
-// 0.1 ms that tells packed or encrypted data from all other.
+// 0.15 to 0.3 ms that tells packed or encrypted data from all other.
 func zstdDense(head []byte) bool {
 	var c lz4.Compressor
 	n, err := c.CompressBlock(head, make([]byte, len(head)-len(head)/8))

@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/walherd/walherd/engine/manifest"
+	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/pg"
 )
 
@@ -69,13 +69,32 @@ type Placement struct {
 // tablespaces of a backup restored elsewhere.
 const MappedDir = "tablespaces"
 
-// How objects are told apart, by name only, as WAL-G does.
-var (
-	controlObject = regexp.MustCompile(`^.*?pg_control\.tar(\..+$|$)`)
-	labelObject   = regexp.MustCompile(`^.*?backup_label\.tar(\..+$|$)`)
-	// WAL-E has neither object; its pg_control is in a part.
-	walEName = regexp.MustCompile(`^base_[0-9A-F]{24}_[0-9A-F]{8}$`)
-)
+// isTar reports whether an object is the tar called base, compressed or not.
+// Objects are told apart by name only and as WAL-G does it, which matches the
+// name anywhere: ^.*?pg_control\.tar(\..+$|$).
+func isTar(object, base string) bool {
+	i := strings.Index(object, base)
+	for i >= 0 {
+		rest := object[i+len(base):]
+		if rest == "" || len(rest) > 1 && rest[0] == '.' {
+			return true
+		}
+		next := strings.Index(object[i+1:], base)
+		if next < 0 {
+			return false
+		}
+		i += 1 + next
+	}
+	return false
+}
+
+// isWALE reports whether the name is one of WAL-E's (base_SEG_OFFSET), whose
+// backups have neither object: pg_control is in a part.
+func isWALE(name pg.BackupName) bool {
+	const offset = len("base_") + pg.SegmentNameLen + len("_00000000")
+	_, err := pg.ParseBackupName(string(name))
+	return err == nil && len(name) == offset
+}
 
 // NewPlan plans the restore of a full backup out of parts. It refuses an
 // increment (ErrIncrement), and a list that cannot be a whole backup
@@ -125,9 +144,9 @@ func (p *Plan) sortParts(parts []Object, r Request) error {
 			return fmt.Errorf("object %s is listed twice", o.Name)
 		}
 		switch {
-		case controlObject.MatchString(o.Name):
+		case isTar(o.Name, pack.ControlTarName):
 			p.Control = append(p.Control, o)
-		case labelObject.MatchString(o.Name):
+		case isTar(o.Name, pack.LabelTarName):
 			p.Label = append(p.Label, o)
 		default:
 			p.Data = append(p.Data, o)
@@ -144,7 +163,7 @@ func (p *Plan) sortParts(parts []Object, r Request) error {
 		return fmt.Errorf("%w: the storage lacks %s", ErrIncomplete, strings.Join(lost, ", "))
 	case len(p.Data) == 0:
 		return fmt.Errorf("%w: the storage holds no data part", ErrIncomplete)
-	case len(p.Control)+len(p.Label) == 0 && !walEName.MatchString(string(r.Backup)):
+	case len(p.Control)+len(p.Label) == 0 && !isWALE(r.Backup):
 		return fmt.Errorf("%w: the storage holds neither pg_control.tar nor backup_label.tar", ErrIncomplete)
 	}
 	p.Concurrency = min(len(p.Data), cmp.Or(max(r.Concurrency, 0), DefaultConcurrency))

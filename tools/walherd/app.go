@@ -43,7 +43,7 @@ const telemetryFlush = 5 * time.Second
 func (a *app) run(ctx context.Context, args []string) error {
 	a.screen = progress.NewScreen(a.stderr)
 	a.log = slog.New(telemetry.NewHandler(a.screen, slog.LevelInfo))
-	root := a.commands()
+	root := a.commands(args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if a.tel != nil {
@@ -114,6 +114,10 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 	a.tel, err = telemetry.Start(ctx, telemetry.Options{
 		ServiceName: set.Monitoring.OTelServiceName, Version: version, Logger: a.log,
 		Endpoint: cmp.Or(set.Monitoring.OTLPTracesEndpoint, set.Monitoring.OTLPEndpoint),
+		Headers:  cmp.Or(set.Monitoring.OTLPTracesHeaders, set.Monitoring.OTLPHeaders),
+		TLS: telemetry.TLSFiles{
+			CA: set.Monitoring.OTLPCertificate, Certificate: set.Monitoring.OTLPClientCert, Key: set.Monitoring.OTLPClientKey,
+		},
 	})
 	if err != nil {
 		return err

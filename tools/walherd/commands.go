@@ -11,8 +11,8 @@ import (
 	"github.com/walherd/walherd/tools/walherd/settings"
 )
 
-// commands builds the command tree.
-func (a *app) commands() *cobra.Command {
+// commands builds the command tree for a command line.
+func (a *app) commands(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   a.name,
 		Short: "PostgreSQL backup and WAL archiving",
@@ -30,7 +30,7 @@ func (a *app) commands() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().String(settings.ConfigFlag, "", "config file (json, yaml, toml, env); without it WALG_CONFIG_PATH, then ~/.walg.*")
 	root.PersistentFlags().BoolVar(&a.turbo, "turbo", false, "ignore the rate limits and GOMAXPROCS, and read from disk with at least four readers")
-	settings.RegisterFlags(root.PersistentFlags())
+	settings.RegisterGivenFlags(root.PersistentFlags(), args)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{err, cmd.UsageString()} })
 	root.AddCommand(
 		a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.worker(),

@@ -308,6 +308,11 @@ type Failover struct {
 type Monitoring struct {
 	OTLPEndpoint       string  `envconfig:"OTEL_EXPORTER_OTLP_ENDPOINT" secret:"url" desc:"OpenTelemetry collector; without it nothing is traced"`
 	OTLPTracesEndpoint string  `envconfig:"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" secret:"url" desc:"collector of traces alone, with its full path"`
+	OTLPHeaders        string  `envconfig:"OTEL_EXPORTER_OTLP_HEADERS" secret:"true" desc:"headers sent to the collector, name=value separated by commas"`
+	OTLPTracesHeaders  string  `envconfig:"OTEL_EXPORTER_OTLP_TRACES_HEADERS" secret:"true" desc:"the same for traces alone"`
+	OTLPCertificate    string  `envconfig:"OTEL_EXPORTER_OTLP_CERTIFICATE" desc:"file of certificate authorities of the collector"`
+	OTLPClientCert     string  `envconfig:"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE" desc:"client certificate file for the collector"`
+	OTLPClientKey      string  `envconfig:"OTEL_EXPORTER_OTLP_CLIENT_KEY" secret:"true" desc:"client key file for the collector"`
 	OTelServiceName    string  `envconfig:"OTEL_SERVICE_NAME" default:"walherd" desc:"name of this service in traces"`
 	StatsdAddress      string  `envconfig:"WALG_STATSD_ADDRESS" later:"statsd" effect:"warn" desc:"host:port metrics are sent to when a command succeeds"`
 	StatsdExtraTags    TagMap  `envconfig:"WALG_STATSD_EXTRA_TAGS" nested:"true" later:"statsd" effect:"warn" desc:"tags added to every metric"`
