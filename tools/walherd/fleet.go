@@ -57,12 +57,20 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 	if a.set.Walherd.NATSURL != "" {
 		return f, a.connectRemote(ctx, f)
 	}
-	// The storage comes first: a broker is no use without one. The rate limit
-	// is for backups; WAL comes first.
-	if f.storages, err = a.openStorages(ctx, true, !slices.Contains(kinds, messages.KindArchive)); err != nil {
-		return f, err
+	// The broker starts while the storages are opened: archive_command pays
+	// for both every time.
+	started := make(chan error, 1)
+	go func() (err error) {
+		defer func() { started <- err }()
+		f.embedded, err = broker.Start(broker.Options{})
+		return err
+	}()
+	// The rate limit is for backups; WAL comes first.
+	f.storages, err = a.openStorages(ctx, true, !slices.Contains(kinds, messages.KindArchive))
+	if berr := <-started; err == nil {
+		err = berr
 	}
-	if f.embedded, err = broker.Start(broker.Options{}); err != nil {
+	if err != nil {
 		return f, err
 	}
 	f.bus, err = bus.Connect(ctx, bus.Options{InProcess: f.embedded, Name: a.name, Logger: a.log})

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/walherd/walherd/storage"
@@ -53,6 +54,11 @@ func main() {
 	// kills, because the handler is gone by then.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	context.AfterFunc(ctx, stop)
+	if os.Getenv("GOGC") == "" {
+		// Settings and libraries make more garbage at start than a short
+		// command does in all; those that run long set their own (collect).
+		debug.SetGCPercent(collectRarely)
+	}
 	a := &app{
 		name:   filepath.Base(os.Args[0]),
 		stdout: os.Stdout,

@@ -45,7 +45,6 @@ func (a *app) pushWAL(ctx context.Context, path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("archive %s: %w", filepath.Base(path), err)
 	}
-	a.collect(collectRarely)
 	f, err := a.connect(ctx, messages.KindArchive)
 	if err != nil {
 		return err
@@ -102,7 +101,6 @@ func (a *app) fetchWAL(ctx context.Context, stores *storages, name, destination 
 	if _, err := os.Lstat(destination); err == nil {
 		return fmt.Errorf("fetch WAL %s: %s: %w: it must not exist", name, destination, fs.ErrExist)
 	}
-	a.collect(collectRarely)
 	codec, err := a.codec(ctx)
 	if err != nil {
 		return err

@@ -95,13 +95,13 @@ func New(opt Options, pools ...Pool) *Runner {
 // Start implements service.Service.
 func (r *Runner) Start(ctx context.Context) error {
 	return r.Launch(ctx, nil, func(fetch, work context.Context) error {
-		r.announce(work, messages.WorkerJoined)
 		var slots sync.WaitGroup
 		for _, p := range r.pools {
 			for range p.Slots {
 				slots.Go(func() { r.slot(fetch, work, p) })
 			}
 		}
+		r.announce(work, messages.WorkerJoined) // nobody waits for it
 		slots.Wait()
 		r.announce(context.WithoutCancel(work), messages.WorkerLeft)
 		if work.Err() != nil {
