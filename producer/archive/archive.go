@@ -24,6 +24,7 @@ import (
 
 	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/engine/wal"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
@@ -57,7 +58,7 @@ func (p *Pusher) Push(ctx context.Context, path string) (messages.ArchiveReply, 
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no worker stored it within %s", timeout))
 	defer cancel()
 	name := filepath.Base(path)
-	ctx, span := p.Tracer.Start(ctx, "wal-push", trace.WithAttributes(attribute.String("segment", name)))
+	ctx, span := p.Tracer.Start(ctx, "wal-push", trace.WithAttributes(attribute.String(telemetry.KeySegment, name)))
 	defer span.End()
 	reply, err := p.push(ctx, path, name)
 	if err != nil {
@@ -78,7 +79,7 @@ func (p *Pusher) push(ctx context.Context, path, name string) (messages.ArchiveR
 	stop, err := p.Bus.Listen(ctx, reply, func(m bus.Incoming) {
 		var r messages.ArchiveReply
 		if err := json.Unmarshal(m.Data, &r); err != nil {
-			p.Logger.Warn("unreadable outcome of an archive job", "error", err)
+			p.Logger.Warn("unreadable outcome of an archive job", telemetry.KeyError, err)
 			return
 		}
 		select {
@@ -117,7 +118,7 @@ func (p *Pusher) push(ctx context.Context, path, name string) (messages.ArchiveR
 				return r, errors.New(r.Error)
 			}
 			last = r.Error
-			p.Logger.Warn("a try to archive failed, another follows", "segment", name, "error", r.Error)
+			p.Logger.Warn("a try to archive failed, another follows", telemetry.KeySegment, name, telemetry.KeyError, r.Error)
 		case <-ctx.Done():
 			// The job and its bytes stay queued: storing it later is right too.
 			err := context.Cause(ctx)
@@ -134,7 +135,7 @@ func (p *Pusher) discard(ctx context.Context, ref messages.Ref) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := p.Carrier.Discard(ctx, ref); err != nil {
-		p.Logger.Warn("drop queued WAL", "error", err)
+		p.Logger.Warn("drop queued WAL", telemetry.KeyError, err)
 	}
 }
 
@@ -165,10 +166,10 @@ func (p *Pusher) check(ctx context.Context, path, name string) (size int64, tl p
 			return 0, 0, err
 		}
 		if verdict.Newer {
-			p.Logger.Warn("WAL of a PostgreSQL newer than this build knows; archived unchecked", "segment", name)
+			p.Logger.Warn("WAL of a PostgreSQL newer than this build knows; archived unchecked", telemetry.KeySegment, name)
 		}
 	case pg.OtherFile:
-		p.Logger.Warn("not a file that PostgreSQL archives; archived all the same", "segment", name)
+		p.Logger.Warn("not a file that PostgreSQL archives; archived all the same", telemetry.KeySegment, name)
 	}
 	return info.Size(), tl, nil
 }

@@ -23,13 +23,14 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/manifest"
 	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/service"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/transit"
@@ -99,7 +100,7 @@ func (p *Pusher) Push(ctx context.Context) (Result, error) {
 	ctx, span := p.Tracer.Start(ctx, "backup-push")
 	defer span.End()
 	res, err := p.push(ctx)
-	span.SetAttributes(attribute.String("backup", string(res.Name)))
+	span.SetAttributes(attribute.String(telemetry.KeyBackup, string(res.Name)))
 	if err != nil {
 		span.RecordError(err)
 		span.SetStatus(codes.Error, "failed")
@@ -198,7 +199,7 @@ func (p *Pusher) event(ctx context.Context, e messages.Event) {
 		_, err = p.Bus.Publish(ctx, messages.EventSubject(e.Cluster, e.What), nil, data)
 	}
 	if err != nil {
-		p.Logger.Warn("publish event", "event", e.What, "error", err)
+		p.Logger.Warn("publish event", "event", e.What, telemetry.KeyError, err)
 	}
 }
 
@@ -292,7 +293,7 @@ func (b *backup) begin(ctx context.Context) (err error) {
 	if b.Scanned != nil {
 		b.Scanned(b.listing.DataSize)
 	}
-	b.Logger.Debug("planned", "files", b.listing.Files, "directories", b.listing.Dirs, "bytes", b.listing.DataSize, "parts", len(b.parts))
+	b.Logger.Debug("planned", "files", b.listing.Files, "directories", b.listing.Dirs, telemetry.KeyBytes, b.listing.DataSize, "parts", len(b.parts))
 	return nil
 }
 
@@ -307,42 +308,19 @@ func (b *backup) storeParts() error {
 	// A reader is busy until its part has been read, not until it is stored:
 	// the next part is read while a worker still finishes this one.
 	readers := make(chan struct{}, max(b.Readers, 1))
-	var group errgroup.Group
-	for _, part := range b.parts {
-		select {
-		case readers <- struct{}{}:
-		case <-b.run.ctx.Done():
-		}
-		if b.run.ctx.Err() != nil {
-			break
-		}
-		group.Go(func() error {
-			free := sync.OnceFunc(func() { <-readers })
-			defer free()
-			b.Logger.Info(fmt.Sprintf("Starting part %d ...", part.Number))
-			got, err := b.run.store(&object{
-				name: part.Name(),
-				size: part.Size,
-				read: free,
-				open: func() (content, error) {
-					return pack.NewStream(b.listing.Entries, part, pack.NewFiles(b.listing.Root), pack.StreamOptions{Owners: owners, Limiter: limiter}), nil
-				},
-			})
-			if err != nil {
-				// The others wait for nothing any more.
-				b.run.fail(err)
-				return err
+	err := service.Within(b.run.ctx, 0, func(ctx context.Context, pool *service.Scope) error {
+		for _, part := range b.parts {
+			select {
+			case readers <- struct{}{}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
 			}
-			b.stored(got, tarSet{object: got.object, entries: part.Entries})
-			b.Logger.Info(fmt.Sprintf("Finished writing part %d.", part.Number), "bytes", got.size)
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
+			pool.Go(func(context.Context) error { return b.storePart(part, readers, owners, limiter) })
+		}
+		return nil
+	})
+	if err != nil {
 		return err
-	}
-	if b.run.ctx.Err() != nil {
-		return context.Cause(b.run.ctx)
 	}
 	_, raw, err := cluster.ReadControl(b.run.ctx, b.listing.Root)
 	if err != nil {
@@ -357,6 +335,29 @@ func (b *backup) storeParts() error {
 		return err
 	}
 	b.stored(got, tarSet{})
+	return nil
+}
+
+// storePart has one part stored. Its slot among the readers is taken.
+func (b *backup) storePart(part pack.Part, readers <-chan struct{}, owners pack.OwnerNames, limiter pack.Limiter) error {
+	free := sync.OnceFunc(func() { <-readers })
+	defer free()
+	b.Logger.Info(fmt.Sprintf("Starting part %d ...", part.Number))
+	got, err := b.run.store(&object{
+		name: part.Name(),
+		size: part.Size,
+		read: free,
+		open: func() (content, error) {
+			return pack.NewStream(b.listing.Entries, part, pack.NewFiles(b.listing.Root), pack.StreamOptions{Owners: owners, Limiter: limiter}), nil
+		},
+	})
+	if err != nil {
+		// The others wait for nothing any more.
+		b.run.fail(err)
+		return err
+	}
+	b.stored(got, tarSet{object: got.object, entries: part.Entries})
+	b.Logger.Info(fmt.Sprintf("Finished writing part %d.", part.Number), telemetry.KeyBytes, got.size)
 	return nil
 }
 
@@ -421,7 +422,7 @@ func (b *backup) end(stopAlive func()) (pgconn.Stop, error) {
 // notFinalized says all that a person needs who wants to finalize by hand what
 // was uploaded, and understands the risk.
 func (b *backup) notFinalized(stop pgconn.Stop, err error) error {
-	b.Logger.Warn("the uploaded parts are kept but the backup is not finalized", "backup", b.name,
+	b.Logger.Warn("the uploaded parts are kept but the backup is not finalized", telemetry.KeyBackup, b.name,
 		"start_lsn", b.start.LSN, "timeline", b.start.Timeline, "stop_lsn", stop.LSN,
 		"uncompressed", b.uncompressed, "compressed", b.compressed,
 		"backup_label", stop.Label, "tablespace_map", stop.TablespaceMap)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/transit"
@@ -188,7 +189,7 @@ func (r *run) await(done <-chan struct{}, moved func() time.Time) error {
 func (r *run) hear(m bus.Incoming) {
 	var s messages.Say
 	if err := json.Unmarshal(m.Data, &s); err != nil || s.Version != messages.Version {
-		r.log.Warn("a worker said what this build does not understand", "version", s.Version, "error", err)
+		r.log.Warn("a worker said what this build does not understand", "version", s.Version, telemetry.KeyError, err)
 		r.answer(m, messages.Answer{Verdict: messages.VerdictGone})
 		return
 	}
@@ -212,7 +213,7 @@ func (r *run) hear(m bus.Incoming) {
 			r.fail(fmt.Errorf("%w on %s: %s", ErrWorker, s.Part, s.Error))
 			return
 		}
-		r.log.Warn("a worker failed, the job will be tried again", "part", s.Part, "worker", s.Worker, "error", s.Error)
+		r.log.Warn("a worker failed, the job will be tried again", telemetry.KeyPart, s.Part, telemetry.KeyWorker, s.Worker, telemetry.KeyError, s.Error)
 	}
 }
 
@@ -222,7 +223,7 @@ func (r *run) answer(m bus.Incoming, a messages.Answer) {
 		err = m.Respond(data)
 	}
 	if err != nil {
-		r.log.Warn("answer a worker", "error", err)
+		r.log.Warn("answer a worker", telemetry.KeyError, err)
 	}
 }
 
@@ -273,7 +274,7 @@ func (r *run) claimed(m bus.Incoming, s messages.Say) {
 	r.sending.Add(1)
 	r.mu.Unlock()
 	if attempt > 1 {
-		r.log.Warn("sending a part again", "part", s.Part, "attempt", attempt, "worker", s.Worker)
+		r.log.Warn("sending a part again", telemetry.KeyPart, s.Part, telemetry.KeyAttempt, attempt, telemetry.KeyWorker, s.Worker)
 	}
 	go func() {
 		defer r.sending.Done()
@@ -285,7 +286,7 @@ func (r *run) claimed(m bus.Incoming, s messages.Say) {
 func (r *run) attempt(m bus.Incoming, s messages.Say, o *object, attempt int) {
 	sender, err := r.carrier.Stream(r.ctx, transit.StreamAddress{Cluster: r.cluster, Run: r.id, Part: o.name, Attempt: attempt})
 	if err != nil {
-		r.log.Warn("open a transfer", "part", o.name, "error", err)
+		r.log.Warn("open a transfer", telemetry.KeyPart, o.name, telemetry.KeyError, err)
 		return // the worker's question times out and it asks again
 	}
 	r.mu.Lock()
@@ -311,7 +312,7 @@ func (r *run) attempt(m bus.Incoming, s messages.Say, o *object, attempt int) {
 		// No other attempt would read better.
 		r.fail(fmt.Errorf("read %s: %w", o.name, err))
 	default:
-		r.log.Debug("attempt ended early", "part", o.name, "attempt", attempt, "worker", s.Worker, "error", err)
+		r.log.Debug("attempt ended early", telemetry.KeyPart, o.name, telemetry.KeyAttempt, attempt, telemetry.KeyWorker, s.Worker, telemetry.KeyError, err)
 	}
 }
 

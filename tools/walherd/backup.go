@@ -19,6 +19,7 @@ import (
 	"github.com/walherd/walherd/engine/manifest"
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/restore"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/producer/basebackup"
 	"github.com/walherd/walherd/producer/pgconn"
@@ -102,7 +103,7 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 	// the backup fails; it must happen on an interrupt too.
 	defer func() {
 		if err := conn.Close(context.WithoutCancel(ctx)); err != nil {
-			a.log.Debug("close the session", "error", err)
+			a.log.Debug("close the session", telemetry.KeyError, err)
 		}
 	}()
 	track := &pushProgress{a: a}
@@ -183,19 +184,10 @@ func (a *app) backupList() *cobra.Command {
 		Short: "List the backups",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.start(cmd.Context(), cmd); err != nil {
-				return err
-			}
-			if err := a.pickStorage(cmd); err != nil {
-				return err
-			}
-			stores, err := a.openStorages(cmd.Context(), false, false)
-			if err != nil {
-				return err
-			}
-			defer stores.close()
-			opt.Location = time.Local
-			return a.listBackups(cmd.Context(), stores, opt)
+			return a.reading(cmd, func(stores *storages) error {
+				opt.Location = time.Local
+				return a.listBackups(cmd.Context(), stores, opt)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&opt.Pretty, "pretty", false, "print a table, or indented JSON")
@@ -403,7 +395,7 @@ func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, na
 	for _, note := range res.Notes {
 		a.log.Warn(note)
 	}
-	a.log.Info("Backup extraction complete.", "files", res.Files, "bytes", res.Bytes)
+	a.log.Info("Backup extraction complete.", "files", res.Files, telemetry.KeyBytes, res.Bytes)
 	return nil
 }
 

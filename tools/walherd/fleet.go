@@ -11,6 +11,7 @@ import (
 
 	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/seal"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bus"
@@ -208,7 +209,7 @@ func (f *fleet) close(ctx context.Context, log *slog.Logger) {
 		}
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		if err := f.workers.Stop(drain); err != nil && ctx.Err() == nil {
-			log.Warn("stop workers", "error", err)
+			log.Warn("stop workers", telemetry.KeyError, err)
 		}
 		cancel()
 	}

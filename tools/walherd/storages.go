@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/time/rate"
 	"gopkg.in/yaml.v3"
 
@@ -56,6 +57,22 @@ func (a *app) openStorages(ctx context.Context, write, limited bool) (*storages,
 		return nil, err
 	}
 	return &storages{set: set, target: a.set.General.TargetStorage}, nil
+}
+
+// reading starts a command that only reads, and closes the storages after it.
+func (a *app) reading(cmd *cobra.Command, do func(*storages) error) error {
+	if err := a.start(cmd.Context(), cmd); err != nil {
+		return err
+	}
+	if err := a.pickStorage(cmd); err != nil {
+		return err
+	}
+	stores, err := a.openStorages(cmd.Context(), false, false)
+	if err != nil {
+		return err
+	}
+	defer stores.close()
+	return do(stores)
 }
 
 // writer is the first storage that takes writes, or the one that was named.

@@ -78,18 +78,9 @@ func (a *app) walFetch() *cobra.Command {
 			"Exit code 74 means that the archive has no such file; every other failure is 1.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.start(cmd.Context(), cmd); err != nil {
-				return err
-			}
-			if err := a.pickStorage(cmd); err != nil {
-				return err
-			}
-			stores, err := a.openStorages(cmd.Context(), false, false)
-			if err != nil {
-				return err
-			}
-			defer stores.close()
-			return a.fetchWAL(cmd.Context(), stores, args[0], args[1])
+			return a.reading(cmd, func(stores *storages) error {
+				return a.fetchWAL(cmd.Context(), stores, args[0], args[1])
+			})
 		},
 	}
 	a.targetStorageFlag(cmd)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 )
 
@@ -56,7 +57,7 @@ func (a *app) work(ctx context.Context, limit time.Duration) error {
 	if err := a.startWorkers(ctx, f, backups, wal, messages.Kinds()); err != nil {
 		return err
 	}
-	a.log.Info("worker is taking jobs", "cluster", f.cluster, "part_slots", a.set.Walherd.WorkerSlots, "wal_slots", a.set.Walherd.WALSlots)
+	a.log.Info("worker is taking jobs", telemetry.KeyCluster, f.cluster, "part_slots", a.set.Walherd.WorkerSlots, "wal_slots", a.set.Walherd.WALSlots)
 	<-ctx.Done()
 	a.log.Info("draining: finishing running jobs", "limit", limit)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/seal"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/transit"
@@ -67,7 +68,7 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: true, Object: got.object, Equal: got.equal, StoredBytes: got.bytes})
 	if err := h.Carrier.Discard(ctx, aj.Bytes); err != nil {
-		h.Logger.Warn("drop the queued copy of a stored WAL file", "segment", aj.Name, "error", err)
+		h.Logger.Warn("drop the queued copy of a stored WAL file", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
 	}
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes})
 	return nil
@@ -114,14 +115,14 @@ func (h *Handler) reply(ctx context.Context, aj messages.ArchiveJob, r messages.
 	if err != nil {
 		// The producer times out, PostgreSQL asks again, and equal content is
 		// success.
-		h.Logger.Warn("tell the outcome of an archive job", "segment", aj.Name, "error", err)
+		h.Logger.Warn("tell the outcome of an archive job", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
 	}
 }
 
 func (h *Handler) event(ctx context.Context, job runner.Job, e messages.Event) {
 	e.Cluster, e.Worker = job.Cluster, job.Worker
 	if err := runner.PublishEvent(ctx, h.Bus, e); err != nil {
-		h.Logger.Warn("publish event", "event", e.What, "error", err)
+		h.Logger.Warn("publish event", "event", e.What, telemetry.KeyError, err)
 	}
 }
 

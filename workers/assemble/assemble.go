@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/transit"
@@ -72,7 +73,7 @@ func (d Deps) say(ctx context.Context, run string, s messages.Say) (messages.Ans
 func (d Deps) event(ctx context.Context, job runner.Job, e messages.Event) {
 	e.Cluster, e.Worker = job.Cluster, job.Worker
 	if err := runner.PublishEvent(ctx, d.Bus, e); err != nil {
-		d.Logger.Warn("publish event", "event", e.What, "error", err)
+		d.Logger.Warn("publish event", "event", e.What, telemetry.KeyError, err)
 	}
 }
 
@@ -100,7 +101,7 @@ func (h *PartHandler) Handle(ctx context.Context, job runner.Job) error {
 		return bus.Retry(2*time.Second, fmt.Errorf("claim %s of %s: %w", pj.Part, pj.Backup, err))
 	}
 	if claim.Verdict != messages.VerdictGo {
-		h.Logger.Debug("part not wanted", "part", pj.Part, "backup", pj.Backup, "verdict", claim.Verdict)
+		h.Logger.Debug("part not wanted", telemetry.KeyPart, pj.Part, telemetry.KeyBackup, pj.Backup, "verdict", claim.Verdict)
 		return nil
 	}
 	object, size, raw, err := h.store(ctx, pj, claim)
@@ -168,7 +169,7 @@ func (d Deps) failed(ctx context.Context, job runner.Job, run, part string, back
 	if _, err := d.say(ctx, run, messages.Say{
 		What: messages.WhatFailed, Part: part, Worker: job.Worker, Error: outcome.Error(), Final: final,
 	}); err != nil {
-		d.Logger.Warn("tell the producer of a failure", "part", part, "error", err)
+		d.Logger.Warn("tell the producer of a failure", telemetry.KeyPart, part, telemetry.KeyError, err)
 	}
 	if final {
 		d.event(ctx, job, messages.Event{What: messages.BackupFailed, Object: string(backup), Error: outcome.Error()})
@@ -192,7 +193,7 @@ func (h *CommitHandler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	// A producer that is gone does not undo a committed backup.
 	if _, err := h.say(ctx, cj.Run, messages.Say{What: messages.WhatCommitted, Part: commitPart, Worker: job.Worker}); err != nil {
-		h.Logger.Warn("tell the producer of a commit", "backup", cj.Backup, "error", err)
+		h.Logger.Warn("tell the producer of a commit", telemetry.KeyBackup, cj.Backup, telemetry.KeyError, err)
 	}
 	h.event(ctx, job, messages.Event{What: messages.BackupFinished, Object: string(cj.Backup)})
 	return nil
@@ -252,7 +253,7 @@ func (h *CommitHandler) verify(ctx context.Context, cj messages.CommitJob) error
 			}
 			continue
 		}
-		h.Logger.Warn("removing what an unfinished backup of the same name left", "backup", cj.Backup, "part", part.Name)
+		h.Logger.Warn("removing what an unfinished backup of the same name left", telemetry.KeyBackup, cj.Backup, telemetry.KeyPart, part.Name)
 		if err := h.Repo.Bucket().Delete(ctx, part.Key); err != nil {
 			return fmt.Errorf("remove %s: %w", part.Key, err)
 		}

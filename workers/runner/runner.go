@@ -20,6 +20,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/walherd/walherd/engine/service"
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/topology"
@@ -116,7 +117,7 @@ func (r *Runner) announce(ctx context.Context, what messages.EventName) {
 	defer cancel()
 	err := PublishEvent(ctx, r.opt.Bus, messages.Event{Cluster: r.opt.Cluster, What: what, Object: r.opt.Worker, Worker: r.opt.Worker})
 	if err != nil {
-		r.opt.Logger.Debug("publish event", "event", what, "error", err)
+		r.opt.Logger.Debug("publish event", "event", what, telemetry.KeyError, err)
 	}
 }
 
@@ -131,7 +132,7 @@ func (r *Runner) slot(fetch, work context.Context, p Pool) {
 			return
 		}
 		if err != nil {
-			r.opt.Logger.Warn("cannot take jobs, trying again", "kind", p.Kind, "error", err)
+			r.opt.Logger.Warn("cannot take jobs, trying again", telemetry.KeyKind, p.Kind, telemetry.KeyError, err)
 			select {
 			case <-time.After(min(bus.Backoff(fails), 10*time.Second)):
 				continue
@@ -149,7 +150,7 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 	job := Job{Attempt: d.Attempt, Worker: r.opt.Worker}
 	ctx := r.opt.Bus.TraceContext(work, d.Header())
 	ctx, span := r.opt.Tracer.Start(ctx, "job "+string(p.Kind), trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(attribute.String("worker", r.opt.Worker), attribute.Int("attempt", d.Attempt)))
+		trace.WithAttributes(attribute.String(telemetry.KeyWorker, r.opt.Worker), attribute.Int(telemetry.KeyAttempt, d.Attempt)))
 	defer span.End()
 
 	outcome := func() error {
@@ -158,7 +159,7 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 			return bus.Reject(err)
 		}
 		job.Envelope = env
-		span.SetAttributes(attribute.String("cluster", string(env.Cluster)))
+		span.SetAttributes(attribute.String(telemetry.KeyCluster, string(env.Cluster)))
 		return r.handle(ctx, p.Handler, job, d)
 	}()
 
@@ -166,7 +167,7 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 		// Not the job's fault: hand it back at once.
 		span.SetStatus(codes.Error, "worker stopped")
 		if err := d.GiveBack(); err != nil {
-			r.opt.Logger.Warn("hand job back", "kind", p.Kind, "error", err)
+			r.opt.Logger.Warn("hand job back", telemetry.KeyKind, p.Kind, telemetry.KeyError, err)
 		}
 		return
 	}
@@ -178,14 +179,14 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 	if outcome != nil {
 		span.RecordError(outcome)
 		span.SetStatus(codes.Error, "failed")
-		r.opt.Logger.Warn("job failed", "kind", p.Kind, "attempt", d.Attempt, "final", final, "error", outcome)
+		r.opt.Logger.Warn("job failed", telemetry.KeyKind, p.Kind, telemetry.KeyAttempt, d.Attempt, "final", final, telemetry.KeyError, outcome)
 	}
 	if job.Version != 0 {
 		p.Handler.Settled(settle, job, outcome, final)
 	}
 	if err := d.Settle(settle, r.opt.Tries, outcome); err != nil {
 		// The job will be handed out again, and doing it again is harmless.
-		r.opt.Logger.Warn("settle job", "kind", p.Kind, "error", err)
+		r.opt.Logger.Warn("settle job", telemetry.KeyKind, p.Kind, telemetry.KeyError, err)
 	}
 }
 
@@ -202,7 +203,7 @@ func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery
 			select {
 			case <-t.C:
 				if err := d.Working(); err != nil {
-					r.opt.Logger.Warn("heartbeat of a job", "error", err)
+					r.opt.Logger.Warn("heartbeat of a job", telemetry.KeyError, err)
 				}
 			case <-stop:
 				return
@@ -214,7 +215,7 @@ func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery
 	err := service.Catch(func() error { return h.Handle(ctx, job) })
 	var p *service.PanicError
 	if errors.As(err, &p) {
-		r.opt.Logger.Error("job handler panicked", "kind", job.Kind, "panic", p.Value, "stack", string(p.Stack))
+		r.opt.Logger.Error("job handler panicked", telemetry.KeyKind, job.Kind, "panic", p.Value, "stack", string(p.Stack))
 		return fmt.Errorf("handler panicked: %v", p.Value)
 	}
 	return err
