@@ -140,6 +140,19 @@ func (a *app) collect(percent int) {
 	}
 }
 
+// holdMemory asks the collector to stay near what streams parts stored side by
+// side need, unless GOMEMLIMIT says so: the zstd library makes new buffers for
+// every few megabytes, and a large database would gather them up to twice the
+// live heap. It is no hard limit. The slow zstd levels need several times as
+// much and are left alone.
+func (a *app) holdMemory(streams int) {
+	if os.Getenv("GOMEMLIMIT") != "" || a.set.General.ZstdLevel == "better" || a.set.General.ZstdLevel == "best" {
+		return
+	}
+	const base, each = 32 << 20, 64 << 20
+	debug.SetMemoryLimit(base + each*int64(streams))
+}
+
 const (
 	collectOften  = 50
 	collectRarely = 800

@@ -86,6 +86,7 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 		}
 	}
 	a.collect(collectOften)
+	a.holdMemory(a.readers())
 	host, err := os.Hostname()
 	if err != nil {
 		return fmt.Errorf("find the host's name: %w", err)

@@ -39,6 +39,7 @@ func (a *app) work(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("worker needs a broker: set WALHERD_NATS_URL (without one, every command works its own jobs)")
 	}
 	a.collect(collectOften)
+	a.holdMemory(a.set.Walherd.WorkerSlots + a.set.Walherd.WALSlots)
 	backups, err := a.openStorages(ctx, true, true)
 	if err != nil {
 		return err
