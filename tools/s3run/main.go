@@ -1,11 +1,9 @@
 // Command s3run starts the S3 server of the tests with an empty bucket and
-// prints the settings to use it, for trying walherd by hand. With -build it only
-// makes sure that the server is built.
+// prints the settings to use it, for trying walherd by hand.
 package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -15,10 +13,8 @@ import (
 )
 
 func main() {
-	build := flag.Bool("build", false, "build the server and exit")
-	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *build)
+	err := run(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "s3run:", err)
@@ -26,10 +22,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, buildOnly bool) error {
-	if _, err := s3test.Build(ctx); err != nil || buildOnly {
-		return err
-	}
+func run(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "walherd-s3-")
 	if err != nil {
 		return err

@@ -9,20 +9,18 @@
 package s3test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/walherd/walherd/storage/storagetest/pinned"
 )
 
 // Server is a running server. It is stopped with Stop and may be started
@@ -41,7 +39,7 @@ type Server struct {
 	opt    Options
 
 	mu   sync.Mutex
-	proc *process
+	proc *pinned.Process
 }
 
 // Options tune a server. The zero value is ready for use.
@@ -50,18 +48,7 @@ type Options struct {
 	Versioning bool
 }
 
-// process is the server's process; its end is told once by closing done.
-type process struct {
-	cmd  *exec.Cmd
-	log  *tail
-	done chan struct{}
-}
-
-const (
-	// readyLimit is generous: machines that run tests are busy.
-	readyLimit = time.Minute
-	healthPath = "/walherd-health"
-)
+const healthPath = "/walherd-health"
 
 // Start runs a server for a test, which ends with the test.
 func Start(t testing.TB, opt Options) *Server {
@@ -98,7 +85,7 @@ func Run(ctx context.Context, dir string, opt Options) (*Server, error) {
 	// comes to it.
 	for range 5 {
 		var addr string
-		if addr, err = freeAddr(ctx); err != nil {
+		if addr, err = pinned.FreeAddr(ctx); err != nil {
 			return nil, err
 		}
 		s.Endpoint = "http://" + addr
@@ -107,15 +94,6 @@ func Run(ctx context.Context, dir string, opt Options) (*Server, error) {
 		}
 	}
 	return s, err
-}
-
-func freeAddr(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // Restart starts a stopped server again, and returns when it answers.
@@ -137,48 +115,15 @@ func (s *Server) Restart(ctx context.Context) error {
 		args = append(args, "--versioning-dir", filepath.Join(s.dir, "versions"))
 	}
 	args = append(args, filepath.Join(s.dir, "data"))
-	p := &process{log: new(tail), done: make(chan struct{})}
-	p.cmd = exec.Command(s.binary, args...)
-	p.cmd.Dir = s.dir
-	p.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKeyID, "ROOT_SECRET_KEY="+s.SecretAccessKey)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	if err := launch(p); err != nil {
-		return fmt.Errorf("start %s: %w", s.binary, err)
-	}
-	if err := s.ready(ctx, p); err != nil {
-		p.kill()
+	cmd := exec.Command(s.binary, args...)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKeyID, "ROOT_SECRET_KEY="+s.SecretAccessKey)
+	p, err := pinned.Start(ctx, tool.Name, cmd, s.Endpoint+healthPath)
+	if err != nil {
 		return err
 	}
 	s.proc = p
 	return nil
-}
-
-// ready asks until the server answers or ends.
-func (s *Server) ready(ctx context.Context, p *process) error {
-	ctx, cancel := context.WithTimeout(ctx, readyLimit)
-	defer cancel()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint+healthPath, nil)
-		if err != nil {
-			return err
-		}
-		if res, err := client.Do(req); err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("the S3 server ended at once: %s", p.log)
-		case <-ctx.Done():
-			return fmt.Errorf("the S3 server does not answer: %w: %s", ctx.Err(), p.log)
-		case <-tick.C:
-		}
-	}
 }
 
 // Stop ends the server, as a crash would; its data stays. Stopping a stopped
@@ -189,14 +134,9 @@ func (s *Server) Stop() error {
 	if s.proc == nil {
 		return nil
 	}
-	s.proc.kill()
+	s.proc.Kill()
 	s.proc = nil
 	return nil
-}
-
-func (p *process) kill() {
-	p.cmd.Process.Kill() // it may have ended
-	<-p.done
 }
 
 // MakeBucket makes a bucket: for this server, a directory.
@@ -207,6 +147,17 @@ func (s *Server) MakeBucket(name string) error {
 	return nil
 }
 
+// PID is the process id of the running server, 0 when it is stopped: its
+// processor time and memory are part of what a benchmark tells.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return 0
+	}
+	return s.proc.PID()
+}
+
 // NewBucket makes a bucket with a name of its own.
 func (s *Server) NewBucket(t testing.TB) string {
 	t.Helper()
@@ -215,28 +166,4 @@ func (s *Server) NewBucket(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return name
-}
-
-// tail keeps the last output of the server, for errors.
-type tail struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-const tailSize = 4 << 10
-
-func (l *tail) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.buf.Write(p)
-	if over := l.buf.Len() - tailSize; over > 0 {
-		l.buf.Next(over)
-	}
-	return len(p), nil
-}
-
-func (l *tail) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.TrimSpace(l.buf.String())
 }

@@ -1,4 +1,4 @@
-package s3test
+package pinned
 
 import (
 	"runtime"
@@ -9,7 +9,7 @@ import (
 // whatever way: a test that runs into its time limit cleans nothing up. The
 // signal is bound to the thread that started the process, so that thread
 // stays with it.
-func launch(p *process) error {
+func launch(p *Process) error {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {

@@ -1,8 +1,8 @@
 //go:build !linux
 
-package s3test
+package pinned
 
-func launch(p *process) error {
+func launch(p *Process) error {
 	if err := p.cmd.Start(); err != nil {
 		return err
 	}
