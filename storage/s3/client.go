@@ -30,6 +30,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/yciam"
 )
 
 // newClient makes the client of a bucket, asking for the bucket's region when
@@ -42,7 +43,10 @@ func newClient(ctx context.Context, o *Options) (*awss3.Client, *http.Transport,
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))
 	}
-	if o.AccessKeyID != "" && o.SecretAccessKey != "" {
+	switch {
+	case o.YandexToken:
+		load = append(load, config.WithCredentialsProvider(aws.AnonymousCredentials{}))
+	case o.AccessKeyID != "" && o.SecretAccessKey != "":
 		load = append(load, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(
 			strings.TrimSpace(o.AccessKeyID), strings.TrimSpace(o.SecretAccessKey), strings.TrimSpace(o.SessionToken))))
 	}
@@ -98,6 +102,17 @@ func (o *Options) tune(s *awss3.Options) {
 	s.DisableLogOutputChecksumValidationSkipped = true
 	if o.NoExpectContinue {
 		s.ContinueHeaderThresholdBytes = -1
+	}
+	if o.YandexToken {
+		tokens := yciam.Metadata(yciam.Options{URL: o.YandexMetadata})
+		s.APIOptions = append(s.APIOptions, func(stack *middleware.Stack) error {
+			return stack.Finalize.Insert(subjectToken{tokens}, "Retry", middleware.After)
+		})
+	}
+	if o.Log != nil {
+		s.APIOptions = append(s.APIOptions, func(stack *middleware.Stack) error {
+			return stack.Deserialize.Add(requestLog{o.Log}, middleware.After)
+		})
 	}
 	for name, value := range o.Headers {
 		s.APIOptions = append(s.APIOptions, smithyhttp.SetHeaderValue(name, value))

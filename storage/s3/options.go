@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/url"
 	"slices"
@@ -54,6 +55,14 @@ type Options struct {
 	// RoleSessionName may be empty [AWS_ROLE_SESSION_NAME].
 	RoleARN         string
 	RoleSessionName string
+
+	// YandexToken identifies each request by the IAM token of the service
+	// account linked to this machine, in the header X-YaCloud-SubjectToken,
+	// instead of by a signature; all credentials above are left aside. It
+	// wants an https Endpoint [S3_USE_YC_SESSION_TOKEN]. YandexMetadata is
+	// the URL that tells the token; empty is yciam.MetadataURL.
+	YandexToken    bool
+	YandexMetadata string
 
 	// CAFile holds further certificate authorities, PEM
 	// [S3_CA_CERT_FILE].
@@ -126,6 +135,11 @@ type Options struct {
 	// StallTimeout ends a try in which no byte moved for that long; 0 is a
 	// minute. Completing an upload may take ten times as long.
 	StallTimeout time.Duration
+
+	// Log gets a record at Debug for each try of each request, with its
+	// headers and those of the answer, secrets hidden; nil is silence
+	// [S3_LOG_LEVEL=DEVEL].
+	Log *slog.Logger
 
 	// Checksum the store is given with each upload; empty is CRC32C. It is
 	// also what decides whether a whole read is checked.
@@ -305,7 +319,16 @@ func (o *Options) check() error {
 	if o.RetentionMode != "GOVERNANCE" && o.RetentionMode != "COMPLIANCE" {
 		return fmt.Errorf("retention mode %q: set S3_RETENTION_MODE to GOVERNANCE or COMPLIANCE", o.RetentionMode)
 	}
+	if err := o.checkYandex(); err != nil {
+		return err
+	}
 	return o.checkSSE()
+}
+
+// overTLS tells whether what is sent there is secret.
+func overTLS(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	return err == nil && u.Scheme == "https"
 }
 
 func (o *Options) checkSSE() error {
