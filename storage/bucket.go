@@ -30,7 +30,8 @@ type Bucket interface {
 	// or not at all: when r or the store fails, a reader sees what it saw
 	// before. When Put returns nil the object is durable. Put reads r to
 	// the end, unless it fails, and does not close it. A reader that got
-	// the old object keeps reading the old object.
+	// the old object keeps reading the old object, or fails; it never gets
+	// bytes of both.
 	//
 	// An error of r is wrapped, so that errors.Is finds it. When the
 	// store's answer to the very last step is lost or bad, Put fails and
@@ -56,7 +57,8 @@ type Bucket interface {
 	List(ctx context.Context, prefix string, opt ListOptions) iter.Seq2[Info, error]
 
 	// Delete removes objects. A name that does not exist is no error. They
-	// go in the order given: an error leaves the later ones in place. One
+	// go in any order, in batches where the store has them, so who needs an
+	// order deletes twice; after an error some are gone and some are not. One
 	// invalid name among them is ErrName, and none is removed.
 	Delete(ctx context.Context, names ...string) error
 }

@@ -607,6 +607,10 @@ func oddNames(t *testing.T, b storage.Bucket) {
 		"000000010000000000000003.", "a.tmp", "a.tmp.b", "-dash", "*", "q'\"uote", `back\slash`,
 		"basebackups_005/base_000000010000000000000003/tar_partitions/part_001.tar.lz4",
 	}
+	// A store may hold no backslash, which some take for a slash.
+	if _, err := b.Stat(t.Context(), `back\slash`); errors.Is(err, storage.ErrName) {
+		names = slices.DeleteFunc(names, func(n string) bool { return n == `back\slash` })
+	}
 	for i, name := range names {
 		MustPut(t, b, name, Content(byte(i), i))
 	}
