@@ -66,7 +66,7 @@ type YandexKeyOptions struct {
 	Endpoint           string // empty is the service's own
 }
 
-var errNoYandex = errors.New("this build has no client of Yandex KMS: decrypt the key with the yc tool and use WALG_PGP_KEY_PATH, or configure another method")
+var errNoYandex = errors.New("this program has no client of Yandex KMS: configure another method")
 
 // Choose makes the Sealer that the settings ask for; the first method with a
 // key wins, in WAL-G's order: OpenPGP, envelope OpenPGP, AWS KMS, Yandex KMS,

@@ -1,5 +1,6 @@
-// Package kms is the client of AWS KMS behind envelope encryption: it wraps and
-// unwraps data keys over the network, which engine/seal must not do itself.
+// Package kms holds the clients of key management services behind envelope
+// encryption, AWS's and Yandex Cloud's: they wrap and unwrap data keys over the
+// network, which engine/seal must not do itself.
 //
 // A missing permission or an unreachable service is an error of the first call,
 // before anything is stored.
