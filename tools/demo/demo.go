@@ -25,9 +25,15 @@ type demo struct {
 	begin time.Time
 
 	c *pgtest.Cluster
-	// root holds all there is: binary, settings, data directory,
+	// root holds all there is: binary, settings, keys, data directory,
 	// tablespace, storage.
-	root, bin, config, tablespace, storage, times string
+	root, bin, config, tablespace, times string
+	// storage is the directory that the objects lie in as files, also when
+	// an S3 server is in between.
+	storage string
+	// decrypt is the command that decrypts an object without walherd; empty
+	// is not encrypted.
+	decrypt string
 
 	fig figures
 }
@@ -71,10 +77,6 @@ func newDemo(ctx context.Context, t pgtest.TB, opt options, out io.Writer) (*dem
 	if out, err := exec.Command("install", "-m", "755", opt.binary, d.bin).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("copy %s: %w: %s (make build builds it)", opt.binary, err, bytes.TrimSpace(out))
 	}
-	settings := fmt.Sprintf("WALG_FILE_PREFIX: %s\n", d.storage)
-	if err := os.WriteFile(d.config, []byte(settings), 0o644); err != nil {
-		return nil, fmt.Errorf("write settings: %w", err)
-	}
 	data := filepath.Join(root, "data")
 	if err := os.Rename(seed.DataDir(), data); err != nil {
 		return nil, fmt.Errorf("move the data directory: %w", err)
@@ -87,14 +89,12 @@ func newDemo(ctx context.Context, t pgtest.TB, opt options, out io.Writer) (*dem
 		"; r=$?; echo %f $(( $(date +%%s%%N) - s )) $r >>" + d.times + "; exit $r"
 	d.c = pgtest.Open(t, data, pgtest.Stopped(), pgtest.WithArchiveCommand(archive),
 		pgtest.WithConf("wal_compression = off", "max_wal_size = 1GB", "shared_buffers = 128MB"))
-	for _, dir := range []string{d.tablespace, d.storage} {
-		d.c.Run("mkdir", dir)
-	}
-	return d, nil
+	d.c.Run("mkdir", d.tablespace)
+	return d, d.openStorage()
 }
 
-// giveTo gives dir and what is in it to the owner of like.
-func giveTo(dir, like string) error {
+// giveTo gives a file or directory to the owner of like.
+func giveTo(path, like string) error {
 	fi, err := os.Stat(like)
 	if err != nil {
 		return fmt.Errorf("find the owner of the data directory: %w", err)
@@ -103,8 +103,8 @@ func giveTo(dir, like string) error {
 	if !ok || os.Geteuid() != 0 {
 		return nil
 	}
-	if err := os.Chown(dir, int(st.Uid), int(st.Gid)); err != nil {
-		return fmt.Errorf("give the demo's directory to the server's user: %w", err)
+	if err := os.Chown(path, int(st.Uid), int(st.Gid)); err != nil {
+		return fmt.Errorf("give %s to the server's user: %w", path, err)
 	}
 	return nil
 }
@@ -129,9 +129,14 @@ func (d *demo) run() error {
 		return err
 	}
 	noted := d.note()
-	marker, err := d.archiveMarker()
+	marker, segment, err := d.archiveMarker()
 	if err != nil {
 		return err
+	}
+	if d.opt.chosen() {
+		if err := d.proveObjects(segment); err != nil {
+			return err
+		}
 	}
 	if err := d.disaster(); err != nil {
 		return err
@@ -142,7 +147,7 @@ func (d *demo) run() error {
 	if err := d.prove(noted, marker); err != nil {
 		return err
 	}
-	d.fig.print(d.out)
+	d.fig.print(d.out, d.opt)
 	return nil
 }
 

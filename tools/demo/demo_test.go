@@ -70,8 +70,42 @@ func TestReadTimes(t *testing.T) {
 
 func TestFlags(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	if err := run(t.Context(), []string{"--scale", "0"}, &out, &out); err == nil {
-		t.Error("scale 0 passes")
+	for _, args := range [][]string{
+		{"--scale", "0"}, {"x"}, {"--storage", "tape"}, {"--compression", "zip"}, {"--encryption", "rot13"},
+	} {
+		var out bytes.Buffer
+		if err := run(t.Context(), args, &out, &out); err == nil {
+			t.Errorf("%q passes", args)
+		}
+	}
+}
+
+func TestChosen(t *testing.T) {
+	t.Parallel()
+	plain := options{storage: storageFile, compression: "lz4", encryption: encryptionNone}
+	if plain.chosen() {
+		t.Error("the default counts as a choice")
+	}
+	for _, change := range []func(*options){
+		func(o *options) { o.storage = storageS3 },
+		func(o *options) { o.compression = "zstd" },
+		func(o *options) { o.encryption = encryptionOpenPGP },
+	} {
+		o := plain
+		change(&o)
+		if err := o.check(); err != nil || !o.chosen() {
+			t.Errorf("%+v: %v, chosen %v", o, err, o.chosen())
+		}
+	}
+}
+
+func TestControlField(t *testing.T) {
+	t.Parallel()
+	const text = "pg_control version number:            1300\nDatabase system identifier:           7\n"
+	if got := controlField(text, "Database system identifier"); got != "7" {
+		t.Errorf("got %q", got)
+	}
+	if got := controlField(text, "Nothing"); got != "" {
+		t.Errorf("got %q", got)
 	}
 }

@@ -53,7 +53,11 @@ func (f *figures) readTimes(path string) error {
 	return nil
 }
 
-func (f *figures) print(w io.Writer) {
+func (f *figures) print(w io.Writer, opt options) {
+	method := opt.compression
+	if opt.encryption != encryptionNone {
+		method += ", " + opt.encryption
+	}
 	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
 	seconds := func(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
 	t := table.NewWriter()
@@ -61,7 +65,7 @@ func (f *figures) print(w io.Writer) {
 	t.AppendRows([]table.Row{
 		{"databases", size(f.database)},
 		{"backup-push, under load", seconds(f.push)},
-		{"backup, stored", fmt.Sprintf("%s of %s (%.1f : 1, lz4)", size(f.stored), size(f.read), float64(f.read)/float64(f.stored))},
+		{"backup, stored", fmt.Sprintf("%s of %s (%.1f : 1, %s)", size(f.stored), size(f.read), float64(f.read)/float64(f.stored), method)},
 		{"WAL segments archived", f.segments},
 		{"wal-push, mean", fmt.Sprintf("%.0f ms", float64(f.meanPush)/1e6)},
 		{"backup-fetch", seconds(f.fetch)},

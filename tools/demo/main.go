@@ -4,6 +4,11 @@
 // compares. It prints every step as it happens and fails (exit code 1, with
 // what differed) when anything is not as it was.
 //
+// With --storage s3 the storage is a real S3 server that it starts; with that,
+// another compression or an encryption it also reads what was stored with
+// others' programs alone (libsodium through a few lines of C, gpg, zstd, tar,
+// cmp) before it destroys the cluster.
+//
 // Everything lies below one temporary directory, which is removed at the end
 // and on an interrupt; --keep leaves it. As root, PostgreSQL and walherd run
 // as the operating system's user postgres, since PostgreSQL refuses root. The
@@ -42,6 +47,8 @@ type options struct {
 	scale  int
 	write  time.Duration
 	keep   bool
+
+	storage, compression, encryption string
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -52,11 +59,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.IntVar(&opt.scale, "scale", 10, "pgbench scale: about 15 MB of data each")
 	fs.DurationVar(&opt.write, "write", 5*time.Second, "how long to go on writing after the backup")
 	fs.BoolVar(&opt.keep, "keep", false, "leave the restored cluster and the storage behind")
+	fs.StringVar(&opt.storage, "storage", storageFile, "where the backup goes: file (a directory) or s3 (a server the demo starts)")
+	fs.StringVar(&opt.compression, "compression", "lz4", "lz4, zstd, brotli, lzma or none")
+	fs.StringVar(&opt.encryption, "encryption", encryptionNone, "none, libsodium or openpgp, with a key of the demo's own")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
 	if opt.scale < 1 || fs.NArg() > 0 {
 		return fmt.Errorf("read flags: want a scale of at least 1 and no arguments")
+	}
+	if err := opt.check(); err != nil {
+		return err
 	}
 	if err := forgetSettings(); err != nil {
 		return err

@@ -146,22 +146,22 @@ func (d *demo) writeOn(stopWriting func()) error {
 
 // archiveMarker writes the last row and waits until the segment that holds its
 // commit is archived.
-func (d *demo) archiveMarker() (string, error) {
-	marker := "written last, by process " + strconv.Itoa(os.Getpid())
+func (d *demo) archiveMarker() (marker, segment string, err error) {
+	marker = "written last, by process " + strconv.Itoa(os.Getpid())
 	d.c.SQL("INSERT INTO marker (text) VALUES ('" + marker + "')")
-	segment, err := d.archived()
+	segment, err = d.archived()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	stats := strings.Split(d.c.SQL("SELECT archived_count, failed_count FROM pg_stat_archiver"), "|")
 	if len(stats) != 2 || stats[1] != "0" {
-		return "", fmt.Errorf("archive WAL: %s wal-push calls failed", stats[len(stats)-1])
+		return "", "", fmt.Errorf("archive WAL: %s wal-push calls failed", stats[len(stats)-1])
 	}
 	if err := d.fig.readTimes(d.times); err != nil {
-		return "", err
+		return "", "", err
 	}
 	d.say("marker row written and archived: its segment %s is stored", segment)
-	return marker, nil
+	return marker, segment, nil
 }
 
 // archived switches to a new WAL segment and awaits the old one's archiving.
