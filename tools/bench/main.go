@@ -5,6 +5,12 @@
 // Markdown: wall time, processor time and peak resident memory of each, and
 // the ratio of the times within each round.
 //
+// What is called stages is measured otherwise: each compressor and crypter on
+// one core beside its library (benchmarks of the packages themselves, which
+// alone import the libraries), the stages from reader to an S3 server each
+// alone and all together, in this process; and listings and removals on S3 as
+// whole processes again.
+//
 // The page cache is left alone: everything is measured warm, which compares
 // programs and not disks. Before each run dirty pages are written out. It
 // fails when a command fails, or when a result is not what it must be; it has
@@ -59,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.IntVar(&opt.random, "random", 1000, "size of the hardly compressible cluster in MB")
 	fs.IntVar(&opt.runs, "runs", 5, "rounds of backup-push and backup-fetch")
 	fs.IntVar(&opt.calls, "calls", 20, "rounds of wal-push and wal-fetch")
-	fs.StringVar(&only, "only", "", "run the measurements whose names match this expression (see the headings)")
+	fs.StringVar(&only, "only", "", "run the measurements whose names match this expression (see the headings; \"stages\" is one)")
 	fs.BoolVar(&opt.memory, "memory", false, "measure memory against size and number of files as well")
 	fs.IntVar(&opt.gigabytes, "gigabytes", 10, "the larger size in GB for --memory")
 	fs.IntVar(&opt.files, "files", 200_000, "the number of small files for --memory")
