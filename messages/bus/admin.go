@@ -12,7 +12,10 @@ import (
 
 // Stream looks a stream up, for topology.
 func (b *Bus) Stream(ctx context.Context, name string) (topology.Stream, bool, error) {
-	s, err := b.js.Stream(ctx, name)
+	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.INFO."+name)
+	defer stop()
+	s, err := b.js.Stream(watched, name)
+	err = ended(watched, err)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return topology.Stream{}, false, nil
@@ -59,7 +62,10 @@ func (b *Bus) CreateStream(ctx context.Context, s topology.Stream) error {
 		c.MaxMsgsPerSubject = s.MaxPerSubject
 		c.DiscardNewPerSubject = true
 	}
-	_, err := b.js.CreateStream(ctx, c)
+	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.CREATE."+s.Name)
+	defer stop()
+	_, err := b.js.CreateStream(watched, c)
+	err = ended(watched, err)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		return nil // another process was faster
 	}
@@ -68,7 +74,10 @@ func (b *Bus) CreateStream(ctx context.Context, s topology.Stream) error {
 
 // Consumer looks a durable consumer up, for topology.
 func (b *Bus) Consumer(ctx context.Context, stream, name string) (topology.Consumer, bool, error) {
-	c, err := b.js.Consumer(ctx, stream, name)
+	watched, stop := b.denials.watch(ctx, "$JS.API.CONSUMER.INFO."+stream)
+	defer stop()
+	c, err := b.js.Consumer(watched, stream, name)
+	err = ended(watched, err)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		return topology.Consumer{}, false, nil
@@ -84,10 +93,13 @@ func (b *Bus) Consumer(ctx context.Context, stream, name string) (topology.Consu
 
 // CreateConsumer makes a durable pull consumer, for topology.
 func (b *Bus) CreateConsumer(ctx context.Context, c topology.Consumer) error {
-	_, err := b.js.CreateConsumer(ctx, c.Stream, jetstream.ConsumerConfig{
+	watched, stop := b.denials.watch(ctx, "$JS.API.CONSUMER.CREATE."+c.Stream)
+	defer stop()
+	_, err := b.js.CreateConsumer(watched, c.Stream, jetstream.ConsumerConfig{
 		Durable: c.Name, FilterSubject: c.Filter, AckPolicy: jetstream.AckExplicitPolicy,
 		AckWait: c.AckWait, MaxDeliver: c.MaxDeliver, MaxAckPending: c.MaxAckPending,
 	})
+	err = ended(watched, err)
 	if errors.Is(err, jetstream.ErrConsumerExists) {
 		return nil // another process was faster
 	}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -24,24 +23,6 @@ import (
 	"github.com/walherd/walherd/messages/topology"
 )
 
-// InProcess is a broker inside this process (messages/broker).
-type InProcess interface {
-	InProcessConn() (net.Conn, error)
-}
-
-// Options of Connect.
-type Options struct {
-	// URL of the broker, several separated by commas. Ignored with InProcess.
-	URL string
-	// InProcess, if set, is used instead of URL, without a socket.
-	InProcess InProcess
-	// Name of this connection, shown by the broker's monitoring.
-	Name   string
-	Logger *slog.Logger
-	// ConnectTimeout bounds Connect. 0 is 10 s.
-	ConnectTimeout time.Duration
-}
-
 // Bus is one connection. It is safe for concurrent use.
 type Bus struct {
 	nc  *nats.Conn
@@ -51,65 +32,21 @@ type Bus struct {
 	trace propagation.TraceContext
 	// streams keeps handles by name: opening one costs a round trip.
 	streams sync.Map
+	denials denials
 }
 
 func (b *Bus) stream(ctx context.Context, name string) (jetstream.Stream, error) {
 	if s, ok := b.streams.Load(name); ok {
 		return s.(jetstream.Stream), nil
 	}
-	s, err := b.js.Stream(ctx, name)
+	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.INFO."+name)
+	defer stop()
+	s, err := b.js.Stream(watched, name)
 	if err != nil {
-		return nil, fmt.Errorf("open stream %s: %w", name, adminError(err))
+		return nil, fmt.Errorf("open stream %s: %w", name, adminError(ended(watched, err)))
 	}
 	b.streams.Store(name, s)
 	return s, nil
-}
-
-// ErrUnavailable marks a broker that cannot be reached or does not answer.
-var ErrUnavailable = errors.New("message broker unavailable")
-
-// Connect dials the broker. The caller closes the bus.
-func Connect(ctx context.Context, opt Options) (*Bus, error) {
-	log := opt.Logger
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	timeout := opt.ConnectTimeout
-	if timeout == 0 {
-		timeout = 10 * time.Second
-	}
-	options := []nats.Option{
-		nats.Name(opt.Name),
-		nats.Timeout(timeout),
-		nats.MaxReconnects(-1),
-		nats.ReconnectWait(250 * time.Millisecond),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				log.Warn("lost the message broker, reconnecting", "error", err)
-			}
-		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("message broker is back", "url", nc.ConnectedUrlRedacted()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			log.Warn("message broker reported an error", "error", err)
-		}),
-	}
-	if opt.InProcess != nil {
-		options = append(options, nats.InProcessServer(opt.InProcess))
-	}
-	nc, err := nats.Connect(opt.URL, options...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to message broker %s: %w: %w (check WALHERD_NATS_URL)", opt.URL, ErrUnavailable, err)
-	}
-	if err := ctx.Err(); err != nil {
-		nc.Close()
-		return nil, err
-	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(30*time.Second))
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("open JetStream: %w", err)
-	}
-	return &Bus{nc: nc, js: js, log: log}, nil
 }
 
 // Close flushes what was published and closes the connection.
@@ -163,15 +100,18 @@ func (b *Bus) TraceContext(ctx context.Context, h Header) context.Context {
 // sequence number once the broker acknowledged it. Every error means: not
 // acknowledged.
 func (b *Bus) Publish(ctx context.Context, subject string, h Header, data []byte) (uint64, error) {
-	ack, err := b.js.PublishMsg(ctx, b.message(ctx, subject, h, data))
+	watched, stop := b.denials.watch(ctx, subject)
+	defer stop()
+	ack, err := b.js.PublishMsg(watched, b.message(ctx, subject, h, data))
 	if err != nil {
-		return 0, publishError(subject, err)
+		return 0, publishError(subject, ended(watched, err))
 	}
 	return ack.Sequence, nil
 }
 
 // Pending is an acknowledgement that is still to come.
 type Pending struct {
+	b       *Bus
 	subject string
 	future  jetstream.PubAckFuture
 }
@@ -185,11 +125,13 @@ func (b *Bus) PublishAsync(ctx context.Context, subject string, h Header, data [
 	if err != nil {
 		return Pending{}, publishError(subject, err)
 	}
-	return Pending{subject: subject, future: f}, nil
+	return Pending{b: b, subject: subject, future: f}, nil
 }
 
 // Wait returns the sequence number once the broker acknowledged the message.
 func (p Pending) Wait(ctx context.Context) (uint64, error) {
+	ctx, stop := p.b.denials.watch(ctx, p.subject)
+	defer stop()
 	select {
 	case ack := <-p.future.Ok():
 		return ack.Sequence, nil
@@ -200,8 +142,15 @@ func (p Pending) Wait(ctx context.Context) (uint64, error) {
 	}
 }
 
+// ErrNoStream means that no stream takes a subject: nobody has set the broker
+// up yet, or its streams have no leader now. It is ErrUnavailable too.
+var ErrNoStream = fmt.Errorf("%w: no stream takes the message", ErrUnavailable)
+
 func publishError(subject string, err error) error {
-	if unavailable(err) {
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse):
+		return fmt.Errorf("publish %s: %w: %w", subject, ErrNoStream, err)
+	case unavailable(err):
 		return fmt.Errorf("publish %s: %w: %w", subject, ErrUnavailable, err)
 	}
 	return fmt.Errorf("publish %s: %w", subject, err)
@@ -210,7 +159,7 @@ func publishError(subject string, err error) error {
 func unavailable(err error) bool {
 	for _, e := range []error{
 		nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrConnectionReconnecting,
-		nats.ErrDisconnected, nats.ErrNoServers, jetstream.ErrNoStreamResponse, jetstream.ErrAsyncPublishTimeout,
+		nats.ErrDisconnected, nats.ErrNoServers, nats.ErrReconnectBufExceeded, jetstream.ErrNoStreamResponse, jetstream.ErrAsyncPublishTimeout,
 		context.DeadlineExceeded,
 	} {
 		if errors.Is(err, e) {
@@ -233,7 +182,10 @@ var ErrNobody = errors.New("nobody answers")
 
 // Request sends a message and awaits one answer.
 func (b *Bus) Request(ctx context.Context, subject string, data []byte) ([]byte, error) {
-	m, err := b.nc.RequestMsgWithContext(ctx, b.message(ctx, subject, nil, data))
+	watched, stop := b.denials.watch(ctx, subject)
+	defer stop()
+	m, err := b.nc.RequestMsgWithContext(watched, b.message(ctx, subject, nil, data))
+	err = ended(watched, err)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return nil, fmt.Errorf("request %s: %w", subject, ErrNobody)
@@ -310,7 +262,9 @@ func (b *Bus) Remove(ctx context.Context, stream string, seq uint64) error {
 	if err != nil {
 		return err
 	}
-	err = s.DeleteMsg(ctx, seq)
+	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.MSG.DELETE."+stream)
+	defer stop()
+	err = ended(watched, s.DeleteMsg(watched, seq))
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
 		// The library keeps the broker's reason as text only; ask instead.
 		if _, gerr := s.GetMsg(ctx, seq); errors.Is(gerr, jetstream.ErrMsgNotFound) {
@@ -329,7 +283,9 @@ func (b *Bus) Purge(ctx context.Context, stream, subject string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.PURGE."+stream)
+	defer stop()
+	if err := ended(watched, s.Purge(watched, jetstream.WithPurgeSubject(subject))); err != nil {
 		return fmt.Errorf("purge %s of %s: %w", subject, stream, err)
 	}
 	return nil

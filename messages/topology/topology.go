@@ -79,6 +79,9 @@ const (
 	StreamDead  = "WALHERD_DEAD"
 )
 
+// Exhausted are the broker's advisories on jobs whose deliveries ran out.
+const Exhausted = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + StreamWork + ".>"
+
 // Config sizes the declared topology.
 type Config struct {
 	// Cluster whose job consumers are declared.
@@ -134,18 +137,19 @@ func (c Config) Streams() []Stream {
 	if c.InMemory || c.Embedded {
 		store, small = Memory, 8<<20
 	}
+	// WALHERD_WORK is the last: who finds it knows that the others are there.
 	all := []Stream{
-		{Name: StreamWork, Subjects: []string{"walherd.work.>"}, Retention: WorkQueue, Storage: store, Replicas: c.Replicas, MaxBytes: 4 * small},
 		{Name: StreamWAL, Subjects: []string{"walherd.wal.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: c.MaxWALBytes},
 		// Chunks can be produced again, so they are worth no disk and no replica.
 		{Name: StreamChunk, Subjects: []string{"walherd.chunk.>"}, Retention: WorkQueue, Storage: Memory, Replicas: 1, MaxBytes: c.MaxChunkBytes, MaxAge: time.Hour, MaxPerSubject: 4096},
 		{Name: StreamEvent, Subjects: []string{"walherd.event.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, MaxAge: 7 * 24 * time.Hour, DropOld: true},
-		// An exhausted message stays in the work queue unseen; only these
-		// advisories tell, and a plain subscriber would miss them while away.
-		{Name: StreamDead, Subjects: []string{
-			"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + StreamWork + ".>",
-			"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED." + StreamWork + ".>",
-		}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, DropOld: true},
+		// A worker leaves a copy of what it gives up. A message whose
+		// deliveries ran out without a word stays in the work queue unseen;
+		// only the advisory tells, and a plain subscriber would miss it while
+		// away.
+		{Name: StreamDead, Subjects: []string{"walherd.dead.>", Exhausted},
+			Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, DropOld: true},
+		{Name: StreamWork, Subjects: []string{"walherd.work.>"}, Retention: WorkQueue, Storage: store, Replicas: c.Replicas, MaxBytes: 4 * small},
 	}
 	if !c.Embedded {
 		return all
@@ -177,6 +181,8 @@ type Admin interface {
 	CreateStream(ctx context.Context, s Stream) error
 	Consumer(ctx context.Context, stream, name string) (c Consumer, ok bool, err error)
 	CreateConsumer(ctx context.Context, c Consumer) error
+	// CreateLeases makes the bucket of leases unless it is there.
+	CreateLeases(ctx context.Context, replicas int, inMemory bool) error
 }
 
 // ErrDrift marks a stream or consumer that exists with settings under which
@@ -204,7 +210,14 @@ func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) 
 	if _, err := messages.ParseCluster(string(cfg.Cluster)); err != nil {
 		return nil, err
 	}
+	cfg = cfg.withDefaults()
 	var diffs []Difference
+	// A command of its own has nobody to share a right with.
+	if !cfg.Embedded {
+		if err := admin.CreateLeases(ctx, cfg.Replicas, cfg.InMemory); err != nil {
+			return nil, fmt.Errorf("create the bucket of leases: %w", err)
+		}
+	}
 	for _, want := range cfg.Streams() {
 		// A broker that this process has just started has nothing to look up.
 		var got Stream

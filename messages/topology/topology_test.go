@@ -3,6 +3,7 @@ package topology_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func TestEnsureOnARealBroker(t *testing.T) {
 // keep it where it does not last, is refused and not altered.
 func TestUnsafeDriftIsAnError(t *testing.T) {
 	t.Parallel()
-	work := topology.Config{}.Streams()[0]
+	work := workStream()
 	for name, alter := range map[string]func(*topology.Stream){
 		"discards old":   func(s *topology.Stream) { s.DropOld = true },
 		"other subjects": func(s *topology.Stream) { s.Subjects = []string{"walherd.work.archive.>"} },
@@ -77,7 +78,7 @@ func TestUnsafeDriftIsAnError(t *testing.T) {
 func TestSizingIsTheOperators(t *testing.T) {
 	t.Parallel()
 	b := bustest.Connect(t, bustest.Broker(t, broker.Options{StoreDir: t.TempDir(), MaxMemory: 2 << 30}))
-	s := topology.Config{}.Streams()[0]
+	s := workStream()
 	s.MaxBytes *= 2
 	if err := b.CreateStream(t.Context(), s); err != nil {
 		t.Fatal(err)
@@ -86,4 +87,10 @@ func TestSizingIsTheOperators(t *testing.T) {
 	if err != nil || len(diffs) != 1 || diffs[0].Unsafe {
 		t.Fatalf("got %v, %v", diffs, err)
 	}
+}
+
+// workStream is the declared stream of jobs.
+func workStream() topology.Stream {
+	all := topology.Config{}.Streams()
+	return all[slices.IndexFunc(all, func(s topology.Stream) bool { return s.Name == topology.StreamWork })]
 }

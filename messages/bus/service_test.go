@@ -1,0 +1,99 @@
+package bus_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/walherd/walherd/messages/broker"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/bustest"
+)
+
+func serve(t *testing.T, b *bus.Bus, handle func(context.Context, []byte, *bus.Reply) error) (stop func()) {
+	t.Helper()
+	stop, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "walherd-test", Version: "0.0.1"}, slog.New(slog.DiscardHandler),
+		bus.Endpoint{Name: "run", Subject: "walherd.api.test.run", Handle: handle})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stop
+}
+
+func TestAnAnswerLargerThanAMessage(t *testing.T) {
+	t.Parallel()
+	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+	want := bytes.Repeat([]byte("0123456789"), broker.MaxPayload/5)
+	stop := serve(t, b, func(_ context.Context, data []byte, r *bus.Reply) error {
+		if string(data) != "please" {
+			t.Errorf("asked %q", data)
+		}
+		if err := r.Write("stderr", []byte("a word")); err != nil {
+			return err
+		}
+		return r.Write("stdout", want)
+	})
+	defer stop()
+	got := map[string][]byte{}
+	err := b.Ask(t.Context(), "walherd.api.test.run", []byte("please"), 20*time.Second, func(out string, data []byte) error {
+		got[out] = append(got[out], data...)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got["stdout"], want) || string(got["stderr"]) != "a word" {
+		t.Fatalf("got %d bytes and %q, want %d", len(got["stdout"]), got["stderr"], len(want))
+	}
+}
+
+func TestAskNobody(t *testing.T) {
+	t.Parallel()
+	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+	err := b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, nil)
+	if !errors.Is(err, bus.ErrNobody) {
+		t.Fatalf("got %v, want ErrNobody", err)
+	}
+}
+
+func TestAnErrorAndAPanicAreAnswers(t *testing.T) {
+	t.Parallel()
+	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+	stop := serve(t, b, func(_ context.Context, data []byte, _ *bus.Reply) error {
+		if len(data) == 0 {
+			panic("no request")
+		}
+		return errors.New("no such backup")
+	})
+	defer stop()
+	for _, data := range []string{"", "x"} {
+		err := b.Ask(t.Context(), "walherd.api.test.run", []byte(data), 20*time.Second, nil)
+		var answer *bus.AnswerError
+		if !errors.As(err, &answer) || answer.Text == "" {
+			t.Fatalf("got %v, want an AnswerError", err)
+		}
+	}
+}
+
+// TestStopEndsWhatRuns: a handler that waits for ever ends with the service.
+func TestStopEndsWhatRuns(t *testing.T) {
+	t.Parallel()
+	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+	entered := make(chan struct{})
+	stop := serve(t, b, func(ctx context.Context, _ []byte, _ *bus.Reply) error {
+		close(entered)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	failed := make(chan error, 1)
+	go func() { failed <- b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, nil) }()
+	<-entered
+	stop()
+	var answer *bus.AnswerError
+	if err := <-failed; !errors.As(err, &answer) {
+		t.Fatalf("got %v, want what the handler said", err)
+	}
+}
