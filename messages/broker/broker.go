@@ -1,16 +1,19 @@
-// Package broker is a NATS server inside this process, without a socket, for
-// commands that are given no other: the embedded shape. Its streams live in
-// memory and die with the process, which is right there: the command that
-// published a job waits for it, and PostgreSQL asks again after a failure.
+// Package broker runs NATS servers. Start is one inside this process, without
+// a socket, for commands that are given no other: the embedded shape. Its
+// streams live in memory and die with the process, which is right there: the
+// command that published a job waits for it, and PostgreSQL asks again after a
+// failure.
 //
-// It is not for keeping anything: a server whose store file is damaged can
-// take all memory at start, so a broker that keeps data runs in its own
-// process.
+// A broker that keeps data runs in a process of its own (Supervise starts it,
+// Serve is what runs there): a server whose store file is damaged can take all
+// memory at start, and must not take the process that answers archive_command
+// with it.
 package broker
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"time"
@@ -37,12 +40,25 @@ type Options struct {
 	// StoreDir keeps file streams there; empty is a temporary directory
 	// that Stop removes, for memory streams.
 	StoreDir string
+	// MaxStore bounds the file streams in bytes. 0 is 64 GiB. It must trip
+	// before the disk is full: a full disk freezes the streams.
+	MaxStore int64
+	// SyncAlways acknowledges a message when it is on disk. Without it a
+	// power cut loses two minutes of acknowledged messages, and streams.
+	SyncAlways bool
+	// Token, if set, is asked of every connection.
+	Token string
+	// Logger is told what the server has to say; nil is nothing.
+	Logger *slog.Logger
 }
 
 // Start runs a server and waits until it takes connections.
 func Start(opt Options) (*Embedded, error) {
 	if opt.MaxMemory == 0 {
 		opt.MaxMemory = 256 << 20
+	}
+	if opt.MaxStore == 0 {
+		opt.MaxStore = 64 << 30
 	}
 	e := &Embedded{}
 	if opt.StoreDir == "" {
@@ -55,7 +71,8 @@ func Start(opt Options) (*Embedded, error) {
 	so := &server.Options{
 		ServerName: "walherd-embedded", DontListen: opt.Listen == "", NoLog: true, NoSigs: true,
 		JetStream: true, StoreDir: opt.StoreDir, JetStreamMaxMemory: opt.MaxMemory,
-		JetStreamMaxStore: 64 << 30, MaxPayload: MaxPayload, DisableJetStreamBanner: true,
+		JetStreamMaxStore: opt.MaxStore, MaxPayload: MaxPayload, DisableJetStreamBanner: true,
+		SyncAlways: opt.SyncAlways, Authorization: opt.Token,
 	}
 	if opt.Listen != "" {
 		host, port, err := splitLoopback(opt.Listen)
@@ -71,6 +88,9 @@ func Start(opt Options) (*Embedded, error) {
 		return nil, fmt.Errorf("start embedded broker: %w", err)
 	}
 	e.s = s
+	if opt.Logger != nil {
+		s.SetLoggerV2(serverLog{opt.Logger}, false, false, false)
+	}
 	s.Start()
 	if !s.ReadyForConnections(10 * time.Second) {
 		e.Stop()
@@ -136,3 +156,22 @@ func (e *Embedded) removeDir() {
 		_ = os.RemoveAll(e.dir)
 	}
 }
+
+// serverLog passes the server's lines on. Its notices are of no interest to
+// whoever runs a backup; its warnings are.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(format string, v ...any) {
+	l.log.Debug("broker: " + fmt.Sprintf(format, v...))
+}
+func (l serverLog) Warnf(format string, v ...any) {
+	l.log.Warn("broker: " + fmt.Sprintf(format, v...))
+}
+func (l serverLog) Fatalf(format string, v ...any) {
+	l.log.Error("broker: " + fmt.Sprintf(format, v...))
+}
+func (l serverLog) Errorf(format string, v ...any) {
+	l.log.Error("broker: " + fmt.Sprintf(format, v...))
+}
+func (l serverLog) Debugf(string, ...any) {}
+func (l serverLog) Tracef(string, ...any) {}
