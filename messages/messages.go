@@ -130,7 +130,26 @@ type ArchiveJob struct {
 	KeepExisting bool `json:"keep_existing,omitempty"`
 	// Reply is the subject that awaits ArchiveReply messages.
 	Reply string `json:"reply,omitempty"`
+	// Acknowledged: PostgreSQL was told that the file is archived when the
+	// queue had it, and may have recycled it. A worker does not give such a
+	// job up for a failure that can pass.
+	Acknowledged bool `json:"acknowledged,omitempty"`
+	// Round counts from 0 how often a worker queued an acknowledged job anew
+	// because its tries were used up.
+	Round int `json:"round,omitempty"`
 }
+
+// Reason is why a WAL file was not stored, where a program acts on it.
+type Reason string
+
+const (
+	// ReasonDamaged: the queued bytes are lost or altered; the remedy is to
+	// send them again.
+	ReasonDamaged Reason = "damaged"
+	// ReasonConflict: another content is archived under the name; sending it
+	// again is no remedy.
+	ReasonConflict Reason = "conflict"
+)
 
 // ArchiveReply tells the producer what became of an archive job. Several may
 // come: every failed try says why, the last one has Final set.
@@ -145,6 +164,11 @@ type ArchiveReply struct {
 	StoredBytes int64 `json:"stored_bytes,omitempty"`
 	// Error is why the try failed; empty is success.
 	Error string `json:"error,omitempty"`
+	// Reason goes with Error where a program can act on it.
+	Reason Reason `json:"reason,omitempty"`
+	// Queued: the broker holds the file and the job, and nothing is stored
+	// yet. Only a producer that acknowledges queued files makes such a reply.
+	Queued bool `json:"queued,omitempty"`
 }
 
 // PartJob asks a worker to store one object of a backup. The bytes are not in
@@ -240,6 +264,12 @@ type Event struct {
 	Worker string `json:"worker,omitempty"`
 	Bytes  int64  `json:"bytes,omitempty"`
 	Error  string `json:"error,omitempty"`
+	// File, SHA256 and Reason: with WALStored and WALFailed. File is the base
+	// name that PostgreSQL gave, SHA256 (lower-case hex) that of the file as it
+	// was sent; empty if the carrier knows none.
+	File   string `json:"file,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
+	Reason Reason `json:"reason,omitempty"`
 }
 
 // EventName names a fact; it ends the event's subject.

@@ -24,6 +24,9 @@ func WALSubject(c Cluster, tl pg.Timeline) string {
 	return fmt.Sprintf("walherd.wal.%s.%s", c, tl)
 }
 
+// WALSubjects matches WALSubject for every timeline of a cluster.
+func WALSubjects(c Cluster) string { return fmt.Sprintf("walherd.wal.%s.*", c) }
+
 // ChunkSubject is where the chunks of one attempt at one part are published.
 func ChunkSubject(c Cluster, run, part string, attempt int) string {
 	return fmt.Sprintf("walherd.chunk.%s.%s.%s.%d", c, run, token(part), attempt)
@@ -42,6 +45,18 @@ func ReplySubject(c Cluster, id string) string { return fmt.Sprintf("walherd.rep
 
 // EventSubject is where a fact is published.
 func EventSubject(c Cluster, e EventName) string { return fmt.Sprintf("walherd.event.%s.%s", c, e) }
+
+// WALEvents matches EventSubject for WALStored and WALFailed.
+func WALEvents(c Cluster) string { return fmt.Sprintf("walherd.event.%s.wal.*", c) }
+
+// DeadSubject is where the jobs of one kind that were given up are kept.
+func DeadSubject(c Cluster, k Kind) string { return fmt.Sprintf("walherd.dead.%s.%s", c, k) }
+
+// DeadSubjects matches DeadSubject for every kind.
+func DeadSubjects(c Cluster) string { return fmt.Sprintf("walherd.dead.%s.*", c) }
+
+// APISubject is where a cluster's workers and agents answer requests.
+func APISubject(c Cluster, verb string) string { return fmt.Sprintf("walherd.api.%s.%s", c, verb) }
 
 // token makes one subject token of a name.
 func token(s string) string {

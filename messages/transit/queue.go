@@ -173,11 +173,7 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 	defer r.Close()
 	ref = messages.Ref{Carrier: queueCarrier, ID: rand.Text()}
 	p := &publisher{q: q, subject: messages.WALSubject(to.Cluster, to.Timeline), stored: func(seq uint64) {
-		if n := len(ref.Seqs); n > 0 && ref.Seqs[n-1].Last+1 == seq {
-			ref.Seqs[n-1].Last = seq
-			return
-		}
-		ref.Seqs = append(ref.Seqs, messages.SeqRange{First: seq, Last: seq})
+		ref.Seqs = appendSeq(ref.Seqs, seq)
 	}}
 	defer func() {
 		if err != nil {

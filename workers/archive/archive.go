@@ -5,6 +5,11 @@
 // rejected for good, damaged bytes and storage trouble are tried again. The
 // object is whole or absent in every case, and storing the same file twice is
 // success.
+//
+// A job whose file was acknowledged to PostgreSQL from the queue is another
+// matter: there may be no other copy. It is given up only where no try can
+// help (a conflict, lost bytes: the event says which, and the host that keeps a
+// copy acts on it), and otherwise queued anew when its tries are used up.
 package archive
 
 import (
@@ -16,6 +21,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/seal"
@@ -32,7 +38,7 @@ import (
 // ErrConflict marks an object that exists with other content.
 var ErrConflict = errors.New("already archived with other content")
 
-// Handler stores WAL files. All fields are required.
+// Handler stores WAL files. All fields but Tries are required.
 type Handler struct {
 	// Choose gives the storage for one file: of several, the first that
 	// takes writes now.
@@ -41,6 +47,8 @@ type Handler struct {
 	Codec   intake.Codec
 	Bus     *bus.Bus
 	Logger  *slog.Logger
+	// Tries of one job, the runner's number. 0 is 5.
+	Tries int
 }
 
 // stored is what became of a file.
@@ -61,6 +69,8 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	switch {
 	case errors.Is(err, storage.ErrPermanent) && h.another(ctx, got.storage):
 		return bus.Retry(0, err)
+	case err != nil && aj.Acknowledged:
+		return h.holdOn(ctx, job, aj, err)
 	case final(err):
 		return bus.Reject(err)
 	case err != nil:
@@ -70,7 +80,59 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	if err := h.Carrier.Discard(ctx, aj.Bytes); err != nil {
 		h.Logger.Warn("drop the queued copy of a stored WAL file", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
 	}
-	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes})
+	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes, File: aj.Name, SHA256: aj.Bytes.SHA256})
+	return nil
+}
+
+// reason is what a program can make of a failure.
+func reason(err error) messages.Reason {
+	switch {
+	case errors.Is(err, ErrConflict):
+		return messages.ReasonConflict
+	case errors.Is(err, transit.ErrDamaged), errors.Is(err, transit.ErrUnknownRef):
+		return messages.ReasonDamaged
+	}
+	return ""
+}
+
+// holdOn is the outcome of a failed try at an acknowledged job. What only
+// lasts (a storage that is away, full or read-only, a key that is not there)
+// must not end it, so the last try but one puts the job into the queue again
+// as a new one; the last is for when that fails. Damage is tried as often as
+// any failure, because another replica of the broker may have the chunk.
+func (h *Handler) holdOn(ctx context.Context, job runner.Job, aj messages.ArchiveJob, err error) error {
+	tries := h.Tries
+	if tries == 0 {
+		tries = 5
+	}
+	switch {
+	case errors.Is(err, ErrConflict), errors.Is(err, storage.ErrName), errors.Is(err, transit.ErrUnknownRef):
+		return bus.Reject(err)
+	case errors.Is(err, transit.ErrDamaged), ctx.Err() != nil:
+		return err
+	case job.Attempt < tries-1:
+		return bus.Retry(bus.Backoff(job.Attempt+aj.Round*tries), err)
+	}
+	if tries < 3 {
+		// There is no earlier try whose pause would keep this from turning as
+		// fast as it can.
+		select {
+		case <-time.After(bus.Backoff(aj.Round + 1)):
+		case <-ctx.Done():
+			return err
+		}
+	}
+	aj.Round++
+	again, eerr := messages.Encode(job.Kind, job.Cluster, job.At, aj)
+	if eerr == nil {
+		_, eerr = h.Bus.Publish(ctx, messages.WorkSubject(job.Kind, job.Cluster), nil, again)
+	}
+	if eerr != nil {
+		return bus.Retry(bus.Backoff(job.Attempt), errors.Join(err, eerr))
+	}
+	h.Logger.Error("an acknowledged WAL file cannot be stored, it stays queued", telemetry.KeySegment, aj.Name,
+		telemetry.KeyAttempt, job.Attempt+(aj.Round-1)*tries, telemetry.KeyError, err)
+	h.event(ctx, job, messages.Event{What: messages.WALFailed, Object: aj.Name, Error: err.Error(), File: aj.Name, SHA256: aj.Bytes.SHA256})
 	return nil
 }
 
@@ -98,9 +160,13 @@ func (h *Handler) Settled(ctx context.Context, job runner.Job, outcome error, fi
 	if err != nil {
 		return
 	}
-	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: final, Error: outcome.Error()})
+	why := reason(outcome)
+	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: final, Error: outcome.Error(), Reason: why})
 	if final {
-		h.event(ctx, job, messages.Event{What: messages.WALFailed, Object: aj.Name, Error: outcome.Error()})
+		h.event(ctx, job, messages.Event{
+			What: messages.WALFailed, Object: aj.Name, Error: outcome.Error(),
+			File: aj.Name, SHA256: aj.Bytes.SHA256, Reason: why,
+		})
 	}
 }
 

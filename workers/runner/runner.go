@@ -23,6 +23,7 @@ import (
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/topology"
 )
 
@@ -67,6 +68,9 @@ type Options struct {
 	Tries int
 	// Cluster whose jobs are taken.
 	Cluster messages.Cluster
+	// DeadLetters keeps a copy of every job that is given up. A command that
+	// works its own jobs reports them itself.
+	DeadLetters bool
 }
 
 // Runner runs pools. It is a service.Service: Stop takes no more jobs and waits
@@ -183,6 +187,14 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 	}
 	if job.Version != 0 {
 		p.Handler.Settled(settle, job, outcome, final)
+	}
+	if outcome != nil && final && r.opt.DeadLetters {
+		if err := deadletter.Post(settle, r.opt.Bus, r.opt.Cluster, p.Kind, d, r.opt.Worker, outcome); err != nil {
+			// Ending the job now would lose it without a trace.
+			r.opt.Logger.Error("cannot keep a dead letter, the job stays queued", telemetry.KeyKind, p.Kind, telemetry.KeyError, err)
+			_ = d.GiveBack()
+			return
+		}
 	}
 	if err := d.Settle(settle, r.opt.Tries, outcome); err != nil {
 		// The job will be handed out again, and doing it again is harmless.

@@ -2,7 +2,6 @@ package runner_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/bustest"
+	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/workers/runner"
 )
@@ -59,7 +59,7 @@ func setup(t *testing.T, do func(ctx context.Context, job runner.Job) error) *te
 	}
 	b.runner = runner.New(runner.Options{
 		Bus: b.bus, Worker: "w1", Tracer: noop.NewTracerProvider().Tracer(""), Tries: tries, Cluster: "test",
-		Heartbeat: 100 * time.Millisecond,
+		Heartbeat: 100 * time.Millisecond, DeadLetters: true,
 	}, runner.Pool{Kind: messages.KindArchive, Slots: 2, Handler: b.h})
 	if err := b.runner.Start(context.Background()); err != nil {
 		t.Fatal(err)
@@ -92,17 +92,16 @@ func (b *testBundle) next(t *testing.T) settled {
 	}
 }
 
-// deadLetter awaits the advisory that the broker stores for a job that is
-// given up, and returns it.
-func (b *testBundle) deadLetter(t *testing.T) string {
+// deadLetter awaits the letter of a job that is given up.
+func (b *testBundle) deadLetter(t *testing.T) deadletter.Letter {
 	t.Helper()
 	for {
-		m, err := b.bus.Get(t.Context(), topology.StreamDead, 1)
-		if err == nil {
-			return string(m.Data)
-		}
-		if !errors.Is(err, bus.ErrNoMessage) {
+		all, err := deadletter.List(t.Context(), b.bus, "test")
+		if err != nil {
 			t.Fatal(err)
+		}
+		if len(all) > 0 {
+			return all[0]
 		}
 		select {
 		case <-time.After(10 * time.Millisecond):
@@ -190,14 +189,9 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 			if !s.final || s.outcome == nil {
 				t.Fatalf("after %d tries: %+v", tc.tries, s)
 			}
-			var advisory struct {
-				Reason string `json:"reason"`
-			}
-			if err := json.Unmarshal([]byte(b.deadLetter(t)), &advisory); err != nil {
-				t.Fatal(err)
-			}
-			if !strings.Contains(advisory.Reason, tc.reason) {
-				t.Fatalf("dead letter says %q, want %q in it", advisory.Reason, tc.reason)
+			l := b.deadLetter(t)
+			if !strings.Contains(l.Reason, tc.reason) || l.Object != "x" || l.Attempts != tc.tries || l.Worker != "w1" || l.Stuck {
+				t.Fatalf("dead letter says %+v, want %q in its reason", l, tc.reason)
 			}
 			good, err := messages.Encode(messages.KindArchive, "test", time.Now(), messages.ArchiveJob{Name: "good"})
 			if err != nil {
@@ -216,8 +210,8 @@ func TestMessageOfAnotherVersionIsNotGuessedAt(t *testing.T) {
 	called := false
 	b := setup(t, func(context.Context, runner.Job) error { called = true; return nil })
 	b.publish(t, []byte(`{"v":99,"kind":"archive","cluster":"test","body":{}}`))
-	if d := b.deadLetter(t); !strings.Contains(d, "version") {
-		t.Fatalf("dead letter %s", d)
+	if l := b.deadLetter(t); !strings.Contains(l.Reason, "got 99, this build speaks 1") {
+		t.Fatalf("dead letter %+v", l)
 	}
 	if err := b.runner.Stop(t.Context()); err != nil {
 		t.Fatal(err)
