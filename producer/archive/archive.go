@@ -5,6 +5,11 @@
 // It returns nil only then. Every other end (no broker, no worker, a full
 // queue, a conflict, a timeout) is an error, PostgreSQL keeps the file and
 // asks again, and asking again for a file that is stored already is success.
+//
+// Two things stand beside that. Ahead ships files before they are asked for.
+// And where the broker is proven durable (ProveQueued), Push may return when
+// the queue holds the file, while Spool keeps a copy on this host until a
+// worker has stored it.
 package archive
 
 import (
@@ -43,6 +48,9 @@ type Pusher struct {
 	Tracer  trace.Tracer
 	// SegmentSize of the cluster (WALG_PG_WAL_SIZE).
 	SegmentSize pg.SegmentSize
+	// Ack is when a file counts as archived; the zero value is when it is
+	// stored.
+	Ack Ack
 	// KeepExisting refuses to replace an object with other content.
 	KeepExisting bool
 	// Timeout bounds one Push, so that the archiver never hangs. 0 is 5 min.
@@ -55,7 +63,11 @@ func (p *Pusher) Push(ctx context.Context, path string) (messages.ArchiveReply, 
 	if timeout == 0 {
 		timeout = 5 * time.Minute
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no worker stored it within %s", timeout))
+	missed := "no worker stored it"
+	if p.Ack.Queued() {
+		missed = "the broker did not take it"
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%s within %s", missed, timeout))
 	defer cancel()
 	name := filepath.Base(path)
 	ctx, span := p.Tracer.Start(ctx, "wal-push", trace.WithAttributes(attribute.String(telemetry.KeySegment, name)))
@@ -72,6 +84,9 @@ func (p *Pusher) push(ctx context.Context, path, name string) (messages.ArchiveR
 	size, timeline, err := p.check(ctx, path, name)
 	if err != nil {
 		return messages.ArchiveReply{}, err
+	}
+	if p.Ack.Queued() {
+		return p.enqueue(ctx, path, name)
 	}
 	reply := messages.ReplySubject(p.Cluster, rand.Text())
 	// The last failed try explains a timeout better than the timeout.
@@ -128,6 +143,50 @@ func (p *Pusher) push(ctx context.Context, path, name string) (messages.ArchiveR
 			return messages.ArchiveReply{}, err
 		}
 	}
+}
+
+// enqueue puts a copy into the spool, then file and job into the queue. A
+// failure leaves the copy: an earlier ask for the same file may have been
+// acknowledged on its account, and storing what PostgreSQL will ask for again
+// does no harm.
+func (p *Pusher) enqueue(ctx context.Context, path, name string) (messages.ArchiveReply, error) {
+	e, err := p.Ack.spool.put(ctx, path, name)
+	if err != nil {
+		return messages.ArchiveReply{}, err
+	}
+	if err := p.send(ctx, e); err != nil {
+		return messages.ArchiveReply{}, err
+	}
+	return messages.ArchiveReply{Name: name, Final: true, Queued: true}, nil
+}
+
+// send queues what the spool keeps: when it returns, the broker has
+// acknowledged every chunk and the job.
+func (p *Pusher) send(ctx context.Context, e entry) error {
+	path := p.Ack.spool.path(e)
+	_, seg := pg.ClassifyWALFile(e.name)
+	ref, err := p.Carrier.Deposit(ctx, transit.DepositAddress{Cluster: p.Cluster, Timeline: seg.Timeline}, e.size,
+		func() (io.ReadCloser, error) { return os.Open(path) })
+	if err != nil {
+		return err
+	}
+	if ref.SHA256 != e.sha256 {
+		p.discard(ctx, ref)
+		return fmt.Errorf("queue %s: the copy in the spool has SHA-256 %q, the file had %s: the disk below %s returns other bytes than were written",
+			e.name, ref.SHA256, e.sha256, p.Ack.spool.dir)
+	}
+	job, err := messages.Encode(messages.KindArchive, p.Cluster, time.Now(), messages.ArchiveJob{
+		Name: e.name, Bytes: ref, KeepExisting: p.KeepExisting, Acknowledged: true,
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := p.Bus.Publish(ctx, messages.WorkSubject(messages.KindArchive, p.Cluster), nil, job); err != nil {
+		// The broker may have the job all the same, so its bytes stay; without
+		// a job they are swept.
+		return err
+	}
+	return nil
 }
 
 // discard drops the queued bytes of a job that will not be done.
