@@ -26,7 +26,7 @@ RACE ?= ./engine/service/... ./engine/pack/... ./messages/... ./producer/... ./s
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: go
 go:
@@ -51,6 +51,9 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, gpg, libsodium ..
 	command -v xz >/dev/null || want="$$want xz-utils"; \
 	command -v gpgconf >/dev/null || want="$$want gnupg"; \
 	[ -e /usr/include/sodium.h ] || want="$$want libsodium-dev"; \
+	command -v node >/dev/null || want="$$want nodejs"; \
+	command -v npm >/dev/null || want="$$want npm"; \
+	[ -x /usr/lib/openssh/sftp-server ] || want="$$want openssh-sftp-server"; \
 	[ -n "$$want" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "missing:$$want; there is no apt-get here: install them by hand" >&2; exit 1; }; \
 	as_root=""; \
@@ -69,17 +72,26 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, gpg, libsodium ..
 	$$as_root apt-get update -q; \
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$want
 
-# The S3 server that tests run against is built once and kept; without this
-# the first S3 test would wait for it inside go test's time limit.
-.PHONY: s3server
-s3server: go
-	@$(GO) run ./tools/s3run -build
+# The servers that tests run against are built once and kept; without this the
+# first test of each would wait for it inside go test's time limit.
+.PHONY: servers
+servers: go
+	@$(GO) run ./tools/servers
 
 .PHONY: build
-build: go ## bin/walherd, and bin/wal-g, the same file
+build: go ## bin/walherd, bin/wal-g (the same file), bin/walg-daemon-client
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/walherd ./tools/walherd
 	@ln -f bin/walherd bin/wal-g
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/walg-daemon-client ./tools/daemonclient
+
+# The archive library is built against one server's headers, of the major
+# version that pg_config tells (PG_CONFIG names another).
+.PHONY: archive-library
+archive-library: ## bin/walherd_archive.so, for PostgreSQL's archive_library (needs postgresql-server-dev)
+	@mkdir -p bin
+	$(MAKE) -C tools/archive_library/src
+	@cp tools/archive_library/src/walherd_archive.so bin/
 
 .PHONY: check
 check: go ## gofmt and go vet
@@ -87,11 +99,11 @@ check: go ## gofmt and go vet
 	$(GO) vet ./...
 
 .PHONY: test
-test: deps check s3server ## all tests, against a real PostgreSQL and a real S3 server
+test: deps check servers ## all tests, against a real PostgreSQL and real object stores
 	$(GO) test -timeout $(TIMEOUT) ./...
 
 .PHONY: race
-race: deps s3server ## the concurrent packages under the race detector (needs a C compiler)
+race: deps servers ## the concurrent packages under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TIMEOUT) $(RACE)
 
 .PHONY: lint

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/term"
 
@@ -23,17 +24,36 @@ import (
 
 // app is one run of the program.
 type app struct {
-	name           string
-	stdout, stderr *os.File
+	name   string
+	stdout io.Writer
+	stderr *os.File
 
 	set   *settings.Settings
 	turbo bool
+	level slog.Level
 	log   *slog.Logger
 	// screen is where log lines and progress bars share the terminal.
 	screen  io.Writer
 	tel     *telemetry.Telemetry
 	tracer  trace.Tracer
 	logFile *os.File
+	// remote is a command that this process runs for another host.
+	remote bool
+	// settingFlags are the settings given as flags, for processes that this
+	// one starts.
+	settingFlags []string
+	// opened are the stores that hold connections until the command ends.
+	opened []io.Closer
+}
+
+// closeStores ends the connections of the stores that were opened.
+func (a *app) closeStores() {
+	for _, c := range a.opened {
+		if err := c.Close(); err != nil {
+			a.log.Debug("close storage", telemetry.KeyError, err)
+		}
+	}
+	a.opened = nil
 }
 
 // telemetryFlush bounds how long a finished command waits for a collector.
@@ -46,6 +66,7 @@ func (a *app) run(ctx context.Context, args []string) error {
 	root := a.commands(args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	a.closeStores()
 	if a.tel != nil {
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), telemetryFlush)
 		defer cancel()
@@ -79,8 +100,11 @@ func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
 // start reads the settings and sets up logging and tracing; it runs before
-// every command that does something.
+// every command that does something. It does nothing the second time.
 func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
+	if a.set != nil {
+		return nil
+	}
 	set, warnings, err := settings.LoadProcess(settings.FlagValues(cmd.Flags()))
 	for _, w := range warnings {
 		a.log.Warn(w.String())
@@ -89,6 +113,9 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	a.set = set
+	cmd.Root().PersistentFlags().Visit(func(f *pflag.Flag) {
+		a.settingFlags = append(a.settingFlags, "--"+f.Name+"="+f.Value.String())
+	})
 	level, err := telemetry.ParseLogLevel(set.General.LogLevel)
 	if err != nil {
 		return err
@@ -100,7 +127,7 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 		}
 		a.logFile, a.screen = f, f
 	}
-	a.log = slog.New(telemetry.NewHandler(a.screen, level))
+	a.level, a.log = level, slog.New(telemetry.NewHandler(a.screen, level))
 	later, err := set.Later()
 	for _, w := range later {
 		a.log.Warn(w.String())
@@ -160,7 +187,7 @@ const (
 
 // interactive reports whether progress bars may be drawn.
 func (a *app) interactive() bool {
-	return a.logFile == nil && term.IsTerminal(int(a.stderr.Fd()))
+	return a.logFile == nil && !a.remote && term.IsTerminal(int(a.stderr.Fd()))
 }
 
 // progress starts the display of long work. The caller finishes it.

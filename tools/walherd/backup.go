@@ -21,6 +21,7 @@ import (
 	"github.com/walherd/walherd/engine/restore"
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/producer/basebackup"
 	"github.com/walherd/walherd/producer/pgconn"
 	"github.com/walherd/walherd/storage"
@@ -71,6 +72,7 @@ func (a *app) backupPush() *cobra.Command {
 	f.String("add-user-data", "", "JSON to keep with the backup")
 	f.Bool("without-files-metadata", false, "do not store the list of files")
 	a.targetStorageFlag(cmd)
+	cmd.Annotations = map[string]string{agentable: "yes"}
 	return cmd
 }
 
@@ -91,11 +93,65 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 	if err != nil {
 		return fmt.Errorf("find the host's name: %w", err)
 	}
-	f, err := a.connect(ctx, messages.KindPart, messages.KindCommit)
+	f, err := a.connect(ctx, roleProducer, messages.KindPart, messages.KindCommit)
 	if err != nil {
 		return err
 	}
 	defer f.close(ctx, a.log)
+	return a.alone(ctx, f, func(ctx context.Context) error { return a.pushThrough(ctx, f, dir, host, permanent, data) })
+}
+
+// alone does work while no other host of the cluster takes a backup. A command
+// with its own broker knows of no other host.
+func (a *app) alone(ctx context.Context, f *fleet, work func(ctx context.Context) error) error {
+	if f.embedded != nil {
+		return work(ctx)
+	}
+	lease, err := a.backupLease(ctx, f)
+	switch {
+	case errors.Is(err, bus.ErrDenied):
+		a.log.Warn("the broker does not let this host take the lease of backups; another may run at the same time", telemetry.KeyError, err)
+		return work(ctx)
+	case err != nil:
+		return err
+	}
+	return lease.Hold(ctx, work)
+}
+
+// backupLeaseTTL is how long the lease of a host that died stands in the way.
+const backupLeaseTTL = 30 * time.Second
+
+// backupLease takes the right to back the cluster up. It waits as long as the
+// lease of a dead host can last: one that is held longer is held by a living.
+func (a *app) backupLease(ctx context.Context, f *fleet) (*bus.Lease, error) {
+	key := string(f.cluster) + ".backup"
+	deadline := time.Now().Add(backupLeaseTTL + 5*time.Second)
+	for told := false; ; {
+		lease, err := f.bus.Acquire(ctx, key, a.processName(), backupLeaseTTL)
+		if !errors.Is(err, bus.ErrHeld) {
+			return lease, err
+		}
+		who, herr := f.bus.Holder(ctx, key)
+		if herr != nil || who == "" {
+			who = "another host"
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("cluster %s is being backed up by %s: %w", f.cluster, who, err)
+		}
+		if !told {
+			a.log.Info(fmt.Sprintf("the lease of backups is held by %s; waiting up to %s to see whether it lives", who, backupLeaseTTL))
+			told = true
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// pushThrough takes a backup over a connected fleet.
+func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, permanent bool, data manifest.UserData) error {
 	conn, err := pgconn.Connect(ctx, pgconn.Options{Logger: a.log})
 	if err != nil {
 		return err
@@ -195,7 +251,7 @@ func (a *app) backupList() *cobra.Command {
 	cmd.Flags().BoolVar(&opt.JSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&opt.Detail, "detail", false, "print what each backup's metadata says")
 	a.targetStorageFlag(cmd)
-	return cmd
+	return a.ask(cmd)
 }
 
 func (a *app) listBackups(ctx context.Context, stores *storages, opt render.Options) error {

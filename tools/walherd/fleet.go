@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime"
 	"slices"
 	"time"
@@ -44,7 +44,7 @@ const localWindow = 8 << 20
 
 // connect joins the configured broker, or starts the embedded one with workers
 // for the given kinds of job. The caller closes the fleet.
-func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, err error) {
+func (a *app) connect(ctx context.Context, r role, kinds ...messages.Kind) (f *fleet, err error) {
 	cluster, err := messages.ParseCluster(a.set.Walherd.Cluster)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 		}
 	}()
 	if a.set.Walherd.NATSURL != "" {
-		return f, a.connectRemote(ctx, f)
+		return f, a.connectRemote(ctx, f, r)
 	}
 	// The broker starts while the storages are opened: archive_command pays
 	// for both every time.
@@ -85,23 +85,68 @@ func (a *app) connect(ctx context.Context, kinds ...messages.Kind) (f *fleet, er
 	return f, a.startWorkers(ctx, f, f.storages, f.storages, kinds)
 }
 
-func (a *app) connectRemote(ctx context.Context, f *fleet) (err error) {
-	f.bus, err = bus.Connect(ctx, bus.Options{URL: a.set.Walherd.NATSURL, Name: a.name + " " + a.set.Walherd.Cluster, Logger: a.log})
-	if err != nil {
+// role is what a process is to the broker: it decides where its answers go
+// and who sets the broker up, so that the broker can hold each to its own.
+type role string
+
+const (
+	// roleProducer publishes WAL and parts; it may neither create nor delete.
+	roleProducer role = "producer"
+	roleWorker   role = "worker"
+	// roleOperator asks, and looks after the queue.
+	roleOperator role = "operator"
+)
+
+// join connects to the configured broker, within the context's deadline.
+func (a *app) join(ctx context.Context, r role, cluster messages.Cluster) (*bus.Bus, error) {
+	w := &a.set.Walherd
+	timeout := time.Duration(0)
+	if at, ok := ctx.Deadline(); ok {
+		timeout = time.Until(at)
+	}
+	return bus.Connect(ctx, bus.Options{
+		ConnectTimeout: timeout,
+		URL:            w.NATSURL, Name: fmt.Sprintf("%s %s %s", a.name, r, cluster), Logger: a.log,
+		Inbox: fmt.Sprintf("_INBOX.%s.%s", r, cluster),
+		Login: bus.Login{CredsFile: w.NATSCreds, NKeyFile: w.NATSNKey, Token: w.NATSToken, User: w.NATSUser, Password: w.NATSPassword},
+		TLS:   bus.TLSFiles{CA: w.NATSCA, Cert: w.NATSCert, Key: w.NATSKey},
+	})
+}
+
+func (a *app) connectRemote(ctx context.Context, f *fleet, r role) (err error) {
+	if f.bus, err = a.join(ctx, r, f.cluster); err != nil {
 		return err
 	}
-	diffs, err := topology.Ensure(ctx, f.bus, topology.Config{
-		Cluster: f.cluster, Replicas: a.set.Walherd.Replicas,
-		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
-	})
-	for _, d := range diffs {
-		a.log.Warn("broker set-up differs", "difference", d)
-	}
-	if err != nil {
+	if err := a.ensure(ctx, f.bus, f.cluster, r); err != nil {
 		return err
 	}
 	f.carrier = transit.NewQueue(f.bus, transit.QueueOptions{Window: int(a.set.Walherd.Window)})
 	return nil
+}
+
+// ensure creates what is missing at the broker and warns of what differs.
+// Where this process may not create, somebody who may has done it before. A
+// producer only looks for the last stream made: archive_command pays for
+// every question.
+func (a *app) ensure(ctx context.Context, b *bus.Bus, cluster messages.Cluster, r role) error {
+	if r == roleProducer {
+		_, found, err := b.Stream(ctx, topology.StreamWork)
+		if found || errors.Is(err, bus.ErrDenied) {
+			return nil
+		}
+	}
+	diffs, err := topology.Ensure(ctx, b, topology.Config{
+		Cluster: cluster, Replicas: a.set.Walherd.Replicas,
+		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
+		MaxWALBytes: int64(a.set.Walherd.MaxWALBytes), MaxChunkBytes: int64(a.set.Walherd.MaxChunkBytes),
+	})
+	for _, d := range diffs {
+		a.log.Warn("broker set-up differs", "difference", d)
+	}
+	if errors.Is(err, bus.ErrDenied) {
+		return fmt.Errorf("%w; run `%s queue setup` as a user who may create streams", err, a.name)
+	}
+	return err
 }
 
 // startWorkers runs the pools for the given kinds in this process. A WAL file
@@ -131,7 +176,7 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages
 		switch k {
 		case messages.KindArchive:
 			pools = append(pools, runner.Pool{Kind: k, Slots: a.set.Walherd.WALSlots, Handler: &archive.Handler{
-				Choose: wal.writer, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log,
+				Choose: wal.writer, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log, Tries: a.set.Walherd.JobTries,
 			}})
 		case messages.KindPart:
 			slots := max(a.set.Walherd.WorkerSlots, a.readers()+1)
@@ -140,13 +185,10 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages
 			pools = append(pools, runner.Pool{Kind: k, Slots: 1, Handler: &assemble.CommitHandler{Deps: deps}})
 		}
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		return fmt.Errorf("name this worker: %w", err)
-	}
 	f.workers = runner.New(runner.Options{
-		Bus: f.bus, Worker: fmt.Sprintf("%s-%d", host, os.Getpid()), Logger: a.log, Tracer: a.tracer, Cluster: f.cluster,
+		Bus: f.bus, Worker: a.processName(), Logger: a.log, Tracer: a.tracer, Cluster: f.cluster,
 		Heartbeat: a.set.Walherd.AckWait / 3, Tries: a.set.Walherd.JobTries,
+		DeadLetters: f.embedded == nil,
 	}, pools...)
 	// Workers outlive an interrupt of the command, so that it can wait for
 	// what it published to be given up in order.
@@ -184,6 +226,9 @@ func (a *app) sealer(ctx context.Context) (seal.Sealer, error) {
 		CSEKMSID: e.CSEKMSID, CSEKMSRegion: e.CSEKMSRegion,
 		YCCSEKMSKeyID: e.YCCSEKMSKeyID, YCServiceAccountKeyFile: e.YCServiceAccountKeyFile,
 		LibsodiumKey: e.LibsodiumKey, LibsodiumKeyPath: e.LibsodiumKeyPath, LibsodiumKeyTransform: e.LibsodiumKeyTransform,
+		Yandex: func(_ context.Context, o seal.YandexKeyOptions) (seal.KeyService, error) {
+			return kms.NewYandex(o, kms.YandexOptions{})
+		},
 		AWS: func(ctx context.Context, o seal.AWSKeyOptions) (seal.KeyService, error) { return kms.NewAWS(ctx, o) },
 	})
 }

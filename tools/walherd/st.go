@@ -53,7 +53,7 @@ func (a *app) storageTools() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	check.AddCommand(a.stCheckRead(&st), a.stCheckWrite(&st))
-	cmd.AddCommand(a.stList(&st), a.stStat(&st), a.stCat(&st), a.stGet(&st), a.stPut(&st), a.stRemove(&st), check, a.stCopy(&st), a.stTransfer(&st))
+	cmd.AddCommand(a.ask(a.stList(&st)), a.ask(a.stStat(&st)), a.stCat(&st), a.stGet(&st), a.stPut(&st), a.stRemove(&st), check, a.stCopy(&st), a.stTransfer(&st))
 	return cmd
 }
 
@@ -209,10 +209,17 @@ func (a *app) printInfos(infos iter.Seq2[storage.Info, error], below string) err
 	tw := tabwriter.NewWriter(a.stdout, 0, 0, 1, ' ', 0)
 	fmt.Fprint(tw, "type\tsize\tlast modified\tname\n")
 	var failed error
+	rows := 0
 	for info, err := range infos {
 		if err != nil {
 			failed = err // what was listed before is shown all the same
 			break
+		}
+		// The writer keeps every row until it knows the widths.
+		if rows++; rows%1000 == 0 {
+			if err := tw.Flush(); err != nil {
+				return err
+			}
 		}
 		kind := "obj"
 		if info.Dir {

@@ -4,27 +4,23 @@ import (
 	"cmp"
 	"context"
 	"crypto/md5"
-	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/time/rate"
-	"gopkg.in/yaml.v3"
 
 	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/storage/failover"
-	"github.com/walherd/walherd/storage/fs"
 	"github.com/walherd/walherd/storage/limit"
 	"github.com/walherd/walherd/storage/repo"
 	"github.com/walherd/walherd/storage/retry"
-	"github.com/walherd/walherd/storage/s3"
 	"github.com/walherd/walherd/tools/walherd/settings"
 )
 
@@ -120,6 +116,9 @@ func (a *app) bucketOf(ctx context.Context, set *settings.Settings, limited bool
 	if err != nil {
 		return nil, err
 	}
+	if c, ok := b.(io.Closer); ok {
+		a.opened = append(a.opened, c)
+	}
 	if where.Prefix != "" {
 		if b, err = storage.Sub(b, where.Prefix); err != nil {
 			return nil, fmt.Errorf("setting WALG_STORAGE_PREFIX: %w", err)
@@ -131,96 +130,6 @@ func (a *app) bucketOf(ctx context.Context, set *settings.Settings, limited bool
 	}
 	again.Log = a.log
 	return retry.New(b, again), nil
-}
-
-// store opens the store itself and tells how often what it cannot retry on its
-// own is worth another try.
-func (a *app) store(ctx context.Context, set *settings.Settings, where settings.Storage) (storage.Bucket, retry.Options, error) {
-	switch where.Kind {
-	case settings.KindFile:
-		b, err := fs.Open(where.Location)
-		return b, retry.Options{}, err
-	case settings.KindS3:
-		opt, err := s3Options(set, where.Location)
-		if err != nil {
-			return nil, retry.Options{}, err
-		}
-		b, err := s3.Open(ctx, opt)
-		// Requests and broken bodies are retried within the store.
-		return b, retry.Options{Tries: 2}, err
-	}
-	return nil, retry.Options{}, fmt.Errorf("storage %s is not supported yet: set WALG_FILE_PREFIX or WALG_S3_PREFIX", where.Kind)
-}
-
-// s3Options says in the store's words what the settings say.
-func s3Options(set *settings.Settings, location string) (s3.Options, error) {
-	s := &set.S3
-	opt := s3.Options{
-		Endpoint: s.Endpoint, PathStyle: s.ForcePathStyle, DualStack: s.DualStack, Region: s.Region,
-		EndpointSource: s.EndpointSource, EndpointPort: s.EndpointPort, EndpointProtocol: s.EndpointProtocol,
-		AccessKeyID: s.AccessKeyID, SecretAccessKey: s.SecretAccessKey, SessionToken: s.SessionToken,
-		CAFile: s.CACertFile, NoExpectContinue: s.Disable100Continue,
-		StorageClass: s.StorageClass, SSE: s.SSE, SSEKMSKeyID: s.SSEKMSID,
-		RetentionPeriod: time.Duration(s.RetentionPeriod) * time.Second, RetentionMode: s.RetentionMode,
-		PartSize: int64(s.MaxPartSize), UploadConcurrency: s.UploadConcurrency,
-		MaxRetries: cmp.Or(s.MaxRetries, -1), Resumes: cmp.Or(s.RangeMaxRetries, -1),
-		MinThrottleDelay: time.Duration(s.MinThrottlingRetryDelay) * time.Millisecond,
-		MaxThrottleDelay: time.Duration(s.MaxThrottlingRetryDelay) * time.Millisecond,
-		ListV1:           s.UseListObjectsV1, DeleteBatch: s.DeleteBatchSize,
-		Versioning: s3.Versioning(s.EnableVersioning), Validate: !s.SkipValidation,
-	}
-	var err error
-	if opt.Bucket, opt.Prefix, err = s3.ParsePrefix(location); err != nil {
-		return opt, fmt.Errorf("setting WALG_S3_PREFIX: %w", err)
-	}
-	if s.WebIdentityTokenFile == "" {
-		// With a token file the SDK assumes the role on its own.
-		opt.RoleARN, opt.RoleSessionName = s.RoleARN, s.RoleSessionName
-	}
-	if opt.SSECKey, err = sseKey(s.SSEC); err != nil {
-		return opt, fmt.Errorf("setting S3_SSE_C: %w", err)
-	}
-	if opt.Headers, err = headers(s.AdditionalHeaders); err != nil {
-		return opt, fmt.Errorf("setting S3_REQUEST_ADDITIONAL_HEADERS: %w", err)
-	}
-	return opt, nil
-}
-
-// sseKey reads a key of 32 bytes, as it is or in base64.
-func sseKey(text string) ([]byte, error) {
-	switch len(text) {
-	case 0:
-		return nil, nil
-	case 32:
-		return []byte(text), nil
-	}
-	key, err := base64.StdEncoding.DecodeString(text)
-	if err != nil || len(key) != 32 {
-		return nil, fmt.Errorf("want a key of 32 bytes, as it is or in base64")
-	}
-	return key, nil
-}
-
-// headers reads a YAML map, or a list of maps.
-func headers(text string) (map[string]string, error) {
-	if text == "" {
-		return nil, nil
-	}
-	var one map[string]string
-	if err := yaml.Unmarshal([]byte(text), &one); err == nil {
-		return one, nil
-	}
-	var several []map[string]string
-	if err := yaml.Unmarshal([]byte(text), &several); err != nil {
-		return nil, fmt.Errorf("want a map of names to values, or a list of such maps")
-	}
-	all := map[string]string{}
-	for _, m := range several {
-		for k, v := range m {
-			all[k] = v
-		}
-	}
-	return all, nil
 }
 
 // namedBucket is one configured storage.

@@ -1,24 +1,33 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/durable"
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/telemetry"
+	"github.com/walherd/walherd/engine/wal"
 	"github.com/walherd/walherd/messages"
-	producer "github.com/walherd/walherd/producer/archive"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/tools/walherd/prefetch"
 )
 
 func (a *app) walPush() *cobra.Command {
@@ -40,32 +49,6 @@ func (a *app) walPush() *cobra.Command {
 	return cmd
 }
 
-func (a *app) pushWAL(ctx context.Context, path string) error {
-	// The one thing a typing mistake breaks; no broker is needed to see it.
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("archive %s: %w", filepath.Base(path), err)
-	}
-	f, err := a.connect(ctx, messages.KindArchive)
-	if err != nil {
-		return err
-	}
-	defer f.close(ctx, a.log)
-	p := producer.Pusher{
-		Bus: f.bus, Carrier: f.carrier, Cluster: f.cluster, Logger: a.log, Tracer: a.tracer,
-		SegmentSize: a.segmentSize(), KeepExisting: a.set.Postgres.PreventWALOverwrite, Timeout: a.set.Walherd.WALPushTimeout,
-	}
-	got, err := p.Push(ctx, path)
-	if err != nil {
-		return err
-	}
-	if got.Equal {
-		a.log.Info(fmt.Sprintf("%s is already archived with equal content, skipping", got.Name))
-		return nil
-	}
-	a.log.Info("FILE PATH: " + got.Object)
-	return nil
-}
-
 func (a *app) segmentSize() pg.SegmentSize {
 	return pg.SegmentSize(a.set.Postgres.WALSize) << 20
 }
@@ -79,7 +62,7 @@ func (a *app) walFetch() *cobra.Command {
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.reading(cmd, func(stores *storages) error {
-				return a.fetchWAL(cmd.Context(), stores, args[0], args[1])
+				return a.fetchWAL(cmd.Context(), stores, args[0], args[1], func(prefetch.Store) { a.prefetchApart(args[0], args[1]) })
 			})
 		},
 	}
@@ -87,16 +70,52 @@ func (a *app) walFetch() *cobra.Command {
 	return cmd
 }
 
-// fetchWAL needs the storage and nothing else: no broker, no worker.
-func (a *app) fetchWAL(ctx context.Context, stores *storages, name, destination string) error {
+// fetchWAL brings one file to destination: what was prefetched, else from the
+// storage, which is all it needs; a broker, if there is one, is asked for what
+// is in no storage yet. ahead starts the prefetch of what follows.
+func (a *app) fetchWAL(ctx context.Context, stores *storages, name, destination string, ahead func(prefetch.Store)) error {
 	if _, err := os.Lstat(destination); err == nil {
 		return fmt.Errorf("fetch WAL %s: %s: %w: it must not exist", name, destination, fs.ErrExist)
 	}
+	if a.set.General.DownloadConcurrency <= 1 || !isSegment(name) {
+		return a.bringWAL(ctx, stores, name, destination)
+	}
+	store := a.prefetchStore(ctx, stores, destination)
+	// Also after a failure: the next ask may come after it has passed.
+	defer ahead(store)
+	if ok, err := store.Take(ctx, name, destination); ok || errors.Is(err, fs.ErrExist) {
+		return err
+	} else if err != nil {
+		a.log.Warn("cannot use prefetched WAL", telemetry.KeySegment, name, telemetry.KeyError, err)
+	}
+	return a.bringWAL(ctx, stores, name, destination)
+}
+
+func isSegment(name string) bool {
+	kind, _ := pg.ClassifyWALFile(name)
+	return kind == pg.SegmentFile
+}
+
+// bringWAL makes the destination, whole or not at all.
+func (a *app) bringWAL(ctx context.Context, stores *storages, name, destination string) error {
+	// PostgreSQL makes a restored file durable itself before it relies on it.
+	return durable.WriteFile(destination, 0o600, func(w io.Writer) error {
+		return a.copyWAL(ctx, stores, name, w)
+	}, durable.Options{NoReplace: true, NoSync: true})
+}
+
+// copyWAL writes one archived file.
+func (a *app) copyWAL(ctx context.Context, stores *storages, name string, w io.Writer) error {
 	codec, err := a.codec(ctx)
 	if err != nil {
 		return err
 	}
 	r, key, ext, err := findWAL(ctx, stores, name, codec.Compress.Method.Extension())
+	if errors.Is(err, errWALAbsent) {
+		if found, qerr := a.copyQueued(ctx, name, w); found {
+			return qerr
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -110,21 +129,130 @@ func (a *app) fetchWAL(ctx context.Context, stores *storages, name, destination 
 		return fmt.Errorf("fetch WAL %s: %w", key, err)
 	}
 	defer plain.Close()
-	// PostgreSQL makes a restored file durable itself before it relies on it.
-	err = durable.WriteFile(destination, 0o600, func(w io.Writer) error {
-		n, err := io.Copy(w, plain)
-		if err != nil {
-			return err
-		}
-		if kind, _ := pg.ClassifyWALFile(name); kind == pg.SegmentFile && n != int64(a.segmentSize()) {
-			return fmt.Errorf("%d bytes, a segment has %d (WALG_PG_WAL_SIZE): the object is damaged or of another cluster", n, a.segmentSize())
-		}
-		return nil
-	}, durable.Options{NoReplace: true, NoSync: true})
+	n, err := io.Copy(w, plain)
 	if err != nil {
 		return fmt.Errorf("fetch WAL %s: %w", key, err)
 	}
+	if isSegment(name) && n != int64(a.segmentSize()) {
+		return fmt.Errorf("fetch WAL %s: %d bytes, a segment has %d (WALG_PG_WAL_SIZE): the object is damaged or of another cluster", key, n, a.segmentSize())
+	}
 	return nil
+}
+
+// queueLimit bounds the asking of a broker for WAL: a dead one must not hold
+// up a recovery.
+const queueLimit = 3 * time.Second
+
+// copyQueued writes a file that PostgreSQL was told is archived and that no
+// worker has stored yet. found is whether the queue has it; a broker that
+// does not answer has not, and is warned of.
+func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found bool, err error) {
+	if a.set.Walherd.NATSURL == "" {
+		return false, nil
+	}
+	look, cancel := context.WithTimeout(ctx, queueLimit)
+	defer cancel()
+	job, b, err := a.queuedJob(look, name)
+	if err != nil {
+		a.log.Warn("cannot look for WAL in the queue", telemetry.KeySegment, name, telemetry.KeyError, err)
+		return false, nil
+	}
+	if b == nil {
+		return false, nil
+	}
+	defer b.Close()
+	r, err := transit.NewQueue(b, transit.QueueOptions{}).Open(ctx, job.Bytes)
+	if err != nil {
+		return true, fmt.Errorf("fetch WAL %s from the queue: %w", name, err)
+	}
+	defer r.Close()
+	if _, err := transit.Copy(ctx, w, r); err != nil {
+		return true, fmt.Errorf("fetch WAL %s from the queue: %w", name, err)
+	}
+	a.log.Info(name + " was in the queue and not in the storage yet")
+	return true, nil
+}
+
+// queuedJob finds the newest job of a file; the bus is nil without one, else
+// the caller closes it.
+func (a *app) queuedJob(ctx context.Context, name string) (job messages.ArchiveJob, b *bus.Bus, err error) {
+	cluster, err := messages.ParseCluster(a.set.Walherd.Cluster)
+	if err != nil {
+		return job, nil, err
+	}
+	b, err = a.join(ctx, roleWorker, cluster)
+	if err != nil {
+		return job, nil, err
+	}
+	found := false
+	err = transit.PendingArchives(ctx, b, cluster, func(j messages.ArchiveJob, _ time.Time) {
+		if j.Name == name {
+			job, found = j, true
+		}
+	})
+	if err != nil || !found {
+		b.Close()
+		return job, nil, err
+	}
+	return job, b, nil
+}
+
+// prefetchStore is where WAL for a destination is prefetched to.
+func (a *app) prefetchStore(ctx context.Context, stores *storages, destination string) prefetch.Store {
+	base := filepath.Dir(destination)
+	expect := wal.Expect{SegmentSize: a.segmentSize()}
+	// The destination is usually pg_wal/RECOVERYXLOG of the cluster that
+	// recovers.
+	if abs, err := filepath.Abs(base); err == nil {
+		if c, _, err := cluster.ReadControl(ctx, filepath.Dir(abs)); err == nil {
+			expect.SystemID = c.SystemID
+		}
+	}
+	return prefetch.Store{
+		Base: cmp.Or(a.set.Postgres.PrefetchDir, base), Expect: expect, Logger: a.log,
+		Fetch: func(ctx context.Context, name string, w io.Writer) error { return a.copyWAL(ctx, stores, name, w) },
+	}
+}
+
+// prefetchApart starts the prefetch in a process of its own, which outlives
+// this one.
+func (a *app) prefetchApart(name, destination string) {
+	self, err := os.Executable()
+	if err != nil {
+		a.log.Warn("cannot prefetch", telemetry.KeyError, err)
+		return
+	}
+	args := append([]string{"wal-prefetch"}, a.settingFlags...)
+	if t := a.set.General.TargetStorage; t != "" {
+		args = append(args, "--target-storage="+t)
+	}
+	p := exec.Command(self, append(args, name, destination)...)
+	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := p.Start(); err != nil {
+		a.log.Warn("cannot prefetch", telemetry.KeyError, err)
+		return
+	}
+	_ = p.Process.Release()
+}
+
+func (a *app) walPrefetch() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:    "wal-prefetch wal_name destination_filename",
+		Short:  "Fetch the segments that follow one (wal-fetch starts this)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.reading(cmd, func(stores *storages) error {
+				err := a.prefetchStore(cmd.Context(), stores, args[1]).Ahead(cmd.Context(), args[0], a.set.General.DownloadConcurrency)
+				if errors.Is(err, errWALAbsent) {
+					return nil // the end of the archive is where a recovery ends
+				}
+				return err
+			})
+		},
+	}
+	a.targetStorageFlag(cmd)
+	return cmd
 }
 
 // findWAL looks for a file in every storage that can be read; the first that

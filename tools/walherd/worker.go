@@ -1,16 +1,24 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
+	notify "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/walherd/walherd/engine/service"
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/transit"
 )
 
 func (a *app) worker() *cobra.Command {
@@ -19,7 +27,8 @@ func (a *app) worker() *cobra.Command {
 		Use:   "worker",
 		Short: "Store what producers publish: take jobs from the queue until told to stop",
 		Long: "Takes archive, part and commit jobs of the cluster WALHERD_CLUSTER from the broker at WALHERD_NATS_URL and\n" +
-			"stores them. One storage location belongs to one cluster, so one worker serves one cluster.\n" +
+			"stores them, and answers read-only commands of hosts that have no storage. One storage location belongs to one\n" +
+			"cluster, so one worker serves one cluster.\n" +
 			"SIGTERM drains: no more jobs are taken, running ones are finished within --drain, then handed back.\n" +
 			"A second signal aborts at once.",
 		Args: cobra.NoArgs,
@@ -27,43 +36,249 @@ func (a *app) worker() *cobra.Command {
 			if err := a.start(cmd.Context(), cmd); err != nil {
 				return err
 			}
-			return a.work(cmd.Context(), drain)
+			if a.set.Walherd.NATSURL == "" {
+				return fmt.Errorf("worker needs a broker: set WALHERD_NATS_URL (without one, every command works its own jobs)")
+			}
+			w, err := a.openWorker(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer w.close()
+			return a.live(cmd.Context(), drain, w.fleet, w.wal, w.services()...)
 		},
 	}
 	cmd.Flags().DurationVar(&drain, "drain", 30*time.Second, "how long running jobs may take to finish after SIGTERM")
 	return cmd
 }
 
-func (a *app) work(ctx context.Context, limit time.Duration) error {
-	if a.set.Walherd.NATSURL == "" {
-		return fmt.Errorf("worker needs a broker: set WALHERD_NATS_URL (without one, every command works its own jobs)")
-	}
+// workerSet is what a process that works off the queue consists of.
+type workerSet struct {
+	app          *app
+	fleet        *fleet
+	backups, wal *storages
+}
+
+// openWorker connects storages and broker and makes the pools. The caller
+// closes it.
+func (a *app) openWorker(ctx context.Context) (w *workerSet, err error) {
 	a.collect(collectOften)
 	a.holdMemory(a.set.Walherd.WorkerSlots + a.set.Walherd.WALSlots)
-	backups, err := a.openStorages(ctx, true, true)
+	w = &workerSet{app: a}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if w.backups, err = a.openStorages(ctx, true, true); err != nil {
+		return w, err
+	}
+	// WAL comes first: no rate limit holds it up.
+	if w.wal, err = a.openStorages(ctx, true, false); err != nil {
+		return w, err
+	}
+	if w.fleet, err = a.connect(ctx, roleWorker); err != nil {
+		return w, err
+	}
+	return w, a.startWorkers(ctx, w.fleet, w.backups, w.wal, messages.Kinds())
+}
+
+// services are what runs beside the pools.
+func (w *workerSet) services() []service.Service {
+	a := w.app
+	return []service.Service{
+		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster)),
+		newTask("sweep", a, func(ctx context.Context) error { return a.sweep(ctx, w.fleet) }),
+	}
+}
+
+func (w *workerSet) close() {
+	if w.fleet != nil {
+		w.fleet.close(context.Background(), w.app.log)
+	}
+	for _, s := range []*storages{w.wal, w.backups} {
+		if s != nil {
+			s.close()
+		}
+	}
+}
+
+// sweepEvery is how often workers look for chunks that no job refers to.
+const sweepEvery = 15 * time.Minute
+
+// sweep removes, again and again, WAL chunks whose producer died before it
+// published their job. One worker of a cluster does it at a time.
+func (a *app) sweep(ctx context.Context, f *fleet) error {
+	queue, ok := f.carrier.(*transit.Queue)
+	if !ok {
+		return nil
+	}
+	// Further back than any producer takes, and, where PostgreSQL is told
+	// "queued", than a host may be away with the copies in its spool.
+	age := max(24*time.Hour, 2*a.set.Walherd.WALPushTimeout)
+	for {
+		select {
+		case <-time.After(sweepEvery):
+		case <-ctx.Done():
+			return nil
+		}
+		lease, err := f.bus.Acquire(ctx, string(f.cluster)+".sweep", a.processName(), 0)
+		if errors.Is(err, bus.ErrHeld) {
+			continue
+		}
+		if err == nil {
+			err = lease.Hold(ctx, func(ctx context.Context) error {
+				swept, err := queue.Sweep(ctx, f.cluster, time.Now().Add(-age))
+				if swept.Transfers > 0 {
+					a.log.Warn("removed WAL chunks that no job refers to", "transfers", swept.Transfers, "chunks", swept.Chunks)
+				}
+				return err
+			})
+		}
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn("sweep the queue", telemetry.KeyError, err)
+		}
+	}
+}
+
+// processName tells this process from others.
+func (a *app) processName() string {
+	host, err := os.Hostname()
 	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+// task is a function as a service: it runs until the drain begins.
+type task struct {
+	service.Base
+	do func(ctx context.Context) error
+}
+
+func newTask(name string, a *app, do func(ctx context.Context) error) *task {
+	return &task{do: func(ctx context.Context) error {
+		err := service.Catch(func() error { return do(ctx) })
+		if err != nil && ctx.Err() == nil {
+			a.log.Error(name+" has ended", telemetry.KeyError, err)
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	}}
+}
+
+// Start implements service.Service.
+func (t *task) Start(ctx context.Context) error {
+	return t.Launch(ctx, nil, func(fetch, _ context.Context) error { return t.do(fetch) })
+}
+
+// offer answers requests as a NATS service while the process lives.
+func (a *app) offer(f *fleet, name, what string, endpoints ...bus.Endpoint) service.Service {
+	return newTask(name, a, func(ctx context.Context) error {
+		stop, err := f.bus.Serve(ctx, bus.ServiceInfo{
+			Name: name, Version: semver(version), Description: what,
+			Metadata: map[string]string{
+				"cluster": string(f.cluster), "name": a.processName(), "version": version,
+				"slots": fmt.Sprint(a.set.Walherd.WorkerSlots), "wal_slots": fmt.Sprint(a.set.Walherd.WALSlots), "storage": f.backups,
+			},
+		}, a.log, endpoints...)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// semver is this build's version in the only form that services know.
+func semver(v string) string {
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(v, "v%d.%d.%d", &major, &minor, &patch); n == 3 {
+		return fmt.Sprintf("%d.%d.%d", major, minor, patch)
+	}
+	return "0.0.0"
+}
+
+// live runs services until the first signal, or until one of them ends by
+// itself, then drains: services in reverse order, this process's workers last.
+// stores, unless nil, must take writes for the process to be ready.
+func (a *app) live(ctx context.Context, limit time.Duration, f *fleet, stores *storages, services ...service.Service) error {
+	if addr := a.set.Walherd.HealthListen; addr != "" {
+		services = append(services, &health{addr: addr, app: a, cluster: f.cluster, bus: f.bus, storages: stores})
+	}
+	// The services outlive the signal: it begins their drain.
+	living := context.WithoutCancel(ctx)
+	if err := service.StartAll(living, services...); err != nil {
 		return err
 	}
-	defer backups.close()
-	wal, err := a.openStorages(ctx, true, false)
-	if err != nil {
-		return err
+	a.tellSystemd(notify.SdNotifyReady)
+	a.log.Info("ready", telemetry.KeyCluster, f.cluster, "part_slots", a.set.Walherd.WorkerSlots, "wal_slots", a.set.Walherd.WALSlots)
+	if f.workers != nil {
+		a.log.Info("worker is taking jobs", telemetry.KeyCluster, f.cluster)
 	}
-	defer wal.close()
-	f, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer f.close(context.WithoutCancel(ctx), a.log)
-	if err := a.startWorkers(ctx, f, backups, wal, messages.Kinds()); err != nil {
-		return err
-	}
-	a.log.Info("worker is taking jobs", telemetry.KeyCluster, f.cluster, "part_slots", a.set.Walherd.WorkerSlots, "wal_slots", a.set.Walherd.WALSlots)
-	<-ctx.Done()
+	stopWatchdog := a.pulse()
+	ended := firstDone(ctx, services)
+	stopWatchdog()
+	a.tellSystemd(notify.SdNotifyStopping)
 	a.log.Info("draining: finishing running jobs", "limit", limit)
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	drain, cancel := context.WithTimeout(living, limit)
 	defer cancel()
 	drain, stop := signal.NotifyContext(drain, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	return f.workers.Stop(drain)
+	err := service.StopAll(drain, services...)
+	if f.workers != nil {
+		err = errors.Join(err, f.workers.Stop(drain))
+	}
+	return cmp.Or(ended, err)
+}
+
+// firstDone waits for ctx, or for a service that ends before it; that is its
+// error.
+func firstDone(ctx context.Context, services []service.Service) error {
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, len(services))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for _, s := range services {
+		wg.Go(func() {
+			select {
+			case <-s.Done():
+				if err := s.Err(); err != nil {
+					done <- err
+				}
+			case <-watch.Done():
+			}
+		})
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// pulse tells systemd's watchdog, if it has set one, that this process runs.
+func (a *app) pulse() (stop func()) {
+	interval, err := notify.SdWatchdogEnabled(false)
+	if err != nil || interval <= 0 {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(interval / 2)
+		defer t.Stop()
+		for {
+			a.tellSystemd(notify.SdNotifyWatchdog)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
 }

@@ -84,15 +84,35 @@ type General struct {
 // Walherd holds walherd's own settings.
 type Walherd struct {
 	NATSURL        string        `envconfig:"WALHERD_NATS_URL" alias:"NATS_URL" secret:"url" desc:"NATS servers, separated by commas; without it the broker is inside the command"`
+	NATSCreds      string        `envconfig:"WALHERD_NATS_CREDS" desc:"credentials file of the broker's user (JWT and seed)"`
+	NATSNKey       string        `envconfig:"WALHERD_NATS_NKEY" desc:"file with the NKey seed of the broker's user"`
+	NATSUser       string        `envconfig:"WALHERD_NATS_USER" desc:"user name at the broker"`
+	NATSPassword   string        `envconfig:"WALHERD_NATS_PASSWORD" secret:"true" desc:"password of that user"`
+	NATSToken      string        `envconfig:"WALHERD_NATS_TOKEN" secret:"true" desc:"token that the broker asks for"`
+	NATSCA         string        `envconfig:"WALHERD_NATS_CA" desc:"file of certificate authorities that the broker's certificate is checked against"`
+	NATSCert       string        `envconfig:"WALHERD_NATS_CERT" desc:"client certificate file for the broker"`
+	NATSKey        string        `envconfig:"WALHERD_NATS_KEY" desc:"key file of that certificate"`
 	Cluster        string        `envconfig:"WALHERD_CLUSTER" default:"default" desc:"name of the PostgreSQL cluster in the queue: letters, digits, _ and -"`
 	Replicas       int           `envconfig:"WALHERD_REPLICAS" default:"1" min:"1" max:"5" desc:"copies the broker keeps of each stream"`
-	WALAck         string        `envconfig:"WALHERD_WAL_ACK" default:"stored" enum:"stored|queued" later:"queued acknowledgement" effect:"refuse" laterif:"queued" desc:"when PostgreSQL is told that WAL is archived: stored is once the object is durable in storage, queued is once the broker holds it"`
+	WALAck         string        `envconfig:"WALHERD_WAL_ACK" default:"stored" enum:"stored|queued" desc:"when PostgreSQL is told that WAL is archived: stored is once the object is durable in storage, queued is once the broker holds it"`
+	WALAckAccept   string        `envconfig:"WALHERD_WAL_ACK_ACCEPT" desc:"shortcomings of the broker to put up with under queued: replicas (fewer than three servers), sync (no proof that they sync every write), or both with a comma"`
+	SpoolDir       string        `envconfig:"WALHERD_SPOOL_DIR" desc:"directory on this host for copies of WAL that the queue holds and no worker has stored yet; queued needs it"`
+	SpoolMaxBytes  ByteSize      `envconfig:"WALHERD_SPOOL_MAX_BYTES" default:"4294967296" min:"1" unit:"bytes" desc:"room for them; when it is used up PostgreSQL keeps its WAL"`
+	Socket         string        `envconfig:"WALHERD_SOCKET" desc:"unix socket at which the agent takes requests of an archive library or a daemon client"`
+	HealthListen   string        `envconfig:"WALHERD_HEALTH_LISTEN" desc:"address (host:port) at which a long-running process tells over HTTP how it is: /livez, /readyz, /queue"`
+	BackupSchedule string        `envconfig:"WALHERD_BACKUP_SCHEDULE" desc:"when the agents take a backup, in cron's notation (\"30 3 * * *\"); of several hosts of a cluster one takes it"`
+	ServeDir       string        `envconfig:"WALHERD_SERVE_DIR" desc:"directory of the broker that serve runs"`
+	ServeListen    string        `envconfig:"WALHERD_SERVE_LISTEN" default:"127.0.0.1:4222" desc:"loopback address of the broker that serve runs"`
+	ServeMemory    ByteSize      `envconfig:"WALHERD_SERVE_MEMORY" default:"536870912" min:"134217728" unit:"bytes" desc:"memory for the streams of that broker; its process may take 1 GiB more and ends beyond that"`
 	WorkerSlots    int           `envconfig:"WALHERD_WORKER_SLOTS" default:"2" min:"1" desc:"backup parts a worker handles at a time"`
 	WALSlots       int           `envconfig:"WALHERD_WAL_SLOTS" default:"2" min:"1" desc:"WAL files a worker archives at a time, reserved beside WALHERD_WORKER_SLOTS"`
 	AckWait        time.Duration `envconfig:"WALHERD_ACK_WAIT" default:"30s" min:"1s" desc:"how long a silent worker keeps its job"`
 	JobTries       int           `envconfig:"WALHERD_JOB_TRIES" default:"5" min:"1" desc:"deliveries of a job before it is a dead letter"`
 	WALPushTimeout time.Duration `envconfig:"WALHERD_WAL_PUSH_TIMEOUT" default:"5m" min:"1s" desc:"how long wal-push waits for its file to be archived before it fails and PostgreSQL retries"`
 	PartTimeout    time.Duration `envconfig:"WALHERD_PART_TIMEOUT" default:"10m" min:"1s" desc:"how long a part may stand still before the backup fails"`
+	// Room for WAL that no worker has stored yet, and for parts under way.
+	MaxWALBytes   ByteSize `envconfig:"WALHERD_QUEUE_WAL_BYTES" default:"17179869184" min:"16777216" unit:"bytes" desc:"room for WAL in the broker, reserved when its stream is made; when it is full PostgreSQL keeps its WAL"`
+	MaxChunkBytes ByteSize `envconfig:"WALHERD_QUEUE_CHUNK_BYTES" default:"1073741824" min:"67108864" unit:"bytes" desc:"memory for backup parts under way in the broker, reserved when its stream is made"`
 	// Window stays within what nats-server buffers for a connection before
 	// it cuts it (max_pending, 64 MiB by default).
 	Window ByteSize `envconfig:"WALHERD_WINDOW" default:"33554432" min:"1048576" max:"67108864" unit:"bytes" desc:"bytes of one part that may be under way to the worker"`
@@ -157,9 +177,9 @@ type Postgres struct {
 
 	AliveCheckInterval     time.Duration `envconfig:"WALG_ALIVE_CHECK_INTERVAL" default:"1m" min:"0s" desc:"how often backup-push checks that PostgreSQL is alive; 0 is never"`
 	StopBackupTimeout      time.Duration `envconfig:"WALG_STOP_BACKUP_TIMEOUT" default:"0s" min:"0s" desc:"limit of the call that ends a backup; 0 is none"`
-	PrefetchDir            string        `envconfig:"WALG_PREFETCH_DIR" later:"prefetch" effect:"warn" desc:"where wal-fetch keeps prefetched WAL; without it beside the destination"`
-	ReadyRename            bool          `envconfig:"PG_READY_RENAME" default:"false" later:"background uploads" effect:"warn" desc:"rename .ready to .done for WAL archived in the background"`
-	DaemonWALUploadTimeout time.Duration `envconfig:"WALG_DAEMON_WAL_UPLOAD_TIMEOUT" default:"60s" min:"0s" later:"daemon" effect:"warn" desc:"limit of one wal-push in the daemon"`
+	PrefetchDir            string        `envconfig:"WALG_PREFETCH_DIR" desc:"where wal-fetch keeps prefetched WAL; without it beside the destination"`
+	ReadyRename            bool          `envconfig:"PG_READY_RENAME" default:"false" desc:"rename .ready to .done for WAL archived in the background"`
+	DaemonWALUploadTimeout time.Duration `envconfig:"WALG_DAEMON_WAL_UPLOAD_TIMEOUT" default:"60s" min:"0s" desc:"limit of one wal-push in the daemon; 0 is none but WALHERD_WAL_PUSH_TIMEOUT"`
 	PgBackRestStanza       string        `envconfig:"PGBACKREST_STANZA" default:"main" desc:"stanza of the pgBackRest repository to read"`
 	NotifySocket           string        `envconfig:"NOTIFY_SOCKET" desc:"systemd's socket, told that the service is ready and alive"`
 }
@@ -239,40 +259,64 @@ type S3 struct {
 
 // Stores holds the settings of the remaining object stores.
 type Stores struct {
-	GSPrefix           string   `envconfig:"WALG_GS_PREFIX" alias:"WALE_GS_PREFIX" later:"Google Cloud Storage" effect:"refuse" desc:"bucket and path, gs://bucket/path"`
-	GoogleCredentials  string   `envconfig:"GOOGLE_APPLICATION_CREDENTIALS" later:"Google Cloud Storage" desc:"credentials file"`
-	GCSContextTimeout  int      `envconfig:"GCS_CONTEXT_TIMEOUT" prefixed:"true" default:"3600" min:"1" unit:"s" later:"Google Cloud Storage" desc:"limit of one operation"`
-	GCSNormalizePrefix bool     `envconfig:"GCS_NORMALIZE_PREFIX" prefixed:"true" default:"true" later:"Google Cloud Storage" desc:"strip surplus slashes from the prefix"`
-	GCSEncryptionKey   string   `envconfig:"GCS_ENCRYPTION_KEY" prefixed:"true" secret:"true" later:"Google Cloud Storage" desc:"our own key for encryption on the server's side, 32 bytes in base64"`
-	GCSMaxChunkSize    ByteSize `envconfig:"GCS_MAX_CHUNK_SIZE" prefixed:"true" default:"52428800" min:"1" unit:"bytes" later:"Google Cloud Storage" desc:"size of one chunk of an upload"`
-	GCSMaxRetries      int      `envconfig:"GCS_MAX_RETRIES" prefixed:"true" default:"16" min:"0" later:"Google Cloud Storage" desc:"tries of one request"`
+	GSPrefix           string   `envconfig:"WALG_GS_PREFIX" alias:"WALE_GS_PREFIX" desc:"bucket and path, gs://bucket/path"`
+	GoogleCredentials  string   `envconfig:"GOOGLE_APPLICATION_CREDENTIALS" desc:"credentials file"`
+	GCSContextTimeout  int      `envconfig:"GCS_CONTEXT_TIMEOUT" prefixed:"true" default:"3600" min:"1" unit:"s" desc:"limit of one operation"`
+	GCSNormalizePrefix bool     `envconfig:"GCS_NORMALIZE_PREFIX" prefixed:"true" default:"true" desc:"strip surplus slashes from the prefix"`
+	GCSEncryptionKey   string   `envconfig:"GCS_ENCRYPTION_KEY" prefixed:"true" secret:"true" desc:"our own key for encryption on the server's side, 32 bytes in base64"`
+	GCSMaxChunkSize    ByteSize `envconfig:"GCS_MAX_CHUNK_SIZE" prefixed:"true" default:"52428800" min:"1" unit:"bytes" desc:"size of one chunk of an upload"`
+	GCSMaxRetries      int      `envconfig:"GCS_MAX_RETRIES" prefixed:"true" default:"16" min:"0" desc:"tries of one request"`
 
-	AZPrefix              string   `envconfig:"WALG_AZ_PREFIX" alias:"WALE_AZ_PREFIX" later:"Azure" effect:"refuse" desc:"container and path, azure://container/path"`
-	AzureAccount          string   `envconfig:"AZURE_STORAGE_ACCOUNT" prefixed:"true" later:"Azure" desc:"storage account"`
-	AzureAccessKey        string   `envconfig:"AZURE_STORAGE_ACCESS_KEY" prefixed:"true" secret:"true" later:"Azure" desc:"key of the account"`
-	AzureSASToken         string   `envconfig:"AZURE_STORAGE_SAS_TOKEN" prefixed:"true" secret:"true" later:"Azure" desc:"shared access signature, if there is no key"`
-	AzureEnvironmentName  string   `envconfig:"AZURE_ENVIRONMENT_NAME" prefixed:"true" default:"AzurePublicCloud" later:"Azure" desc:"which Azure cloud"`
-	AzureEndpointSuffix   string   `envconfig:"AZURE_ENDPOINT_SUFFIX" prefixed:"true" later:"Azure" desc:"endpoint suffix; overrides the cloud's"`
-	AzureBufferSize       ByteSize `envconfig:"AZURE_BUFFER_SIZE" prefixed:"true" default:"8388608" min:"1024" unit:"bytes" later:"Azure" desc:"size of one upload buffer"`
-	AzureMaxBuffers       int      `envconfig:"AZURE_MAX_BUFFERS" prefixed:"true" default:"4" min:"1" later:"Azure" desc:"upload buffers"`
-	AzureTryTimeout       int      `envconfig:"AZURE_TRY_TIMEOUT" prefixed:"true" default:"5" min:"1" unit:"min" later:"Azure" desc:"limit of one try"`
-	AzureBlobStoreVersion string   `envconfig:"AZURE_BLOB_STORE_API_VERSION" prefixed:"true" later:"Azure" desc:"version of the service's API"`
+	GCSEmulatorHost string `envconfig:"STORAGE_EMULATOR_HOST" desc:"host:port of a Cloud Storage emulator, which asks for no credentials"`
 
-	SwiftPrefix     string `envconfig:"WALG_SWIFT_PREFIX" alias:"WALE_SWIFT_PREFIX" later:"Swift" effect:"refuse" desc:"container and path, swift://container/path"`
-	OSAuthURL       string `envconfig:"OS_AUTH_URL" prefixed:"true" later:"Swift" desc:"address of Keystone"`
-	OSUsername      string `envconfig:"OS_USERNAME" prefixed:"true" later:"Swift" desc:"OpenStack user"`
-	OSPassword      string `envconfig:"OS_PASSWORD" prefixed:"true" secret:"true" later:"Swift" desc:"password of that user"`
-	OSTenantName    string `envconfig:"OS_TENANT_NAME" prefixed:"true" later:"Swift" desc:"OpenStack project"`
-	OSRegionName    string `envconfig:"OS_REGION_NAME" prefixed:"true" later:"Swift" desc:"OpenStack region"`
-	OSProjectName   string `envconfig:"OS_PROJECT_NAME" prefixed:"true" later:"Swift" desc:"OpenStack project, newer name"`
-	OSUserDomain    string `envconfig:"OS_USER_DOMAIN_NAME" prefixed:"true" later:"Swift" desc:"domain of the user"`
-	OSProjectDomain string `envconfig:"OS_PROJECT_DOMAIN_NAME" prefixed:"true" later:"Swift" desc:"domain of the project"`
+	AZPrefix              string   `envconfig:"WALG_AZ_PREFIX" alias:"WALE_AZ_PREFIX" desc:"container and path, azure://container/path"`
+	AzureAccount          string   `envconfig:"AZURE_STORAGE_ACCOUNT" prefixed:"true" desc:"storage account"`
+	AzureAccessKey        string   `envconfig:"AZURE_STORAGE_ACCESS_KEY" prefixed:"true" secret:"true" desc:"key of the account"`
+	AzureSASToken         string   `envconfig:"AZURE_STORAGE_SAS_TOKEN" prefixed:"true" secret:"true" desc:"shared access signature, if there is no key"`
+	AzureEnvironmentName  string   `envconfig:"AZURE_ENVIRONMENT_NAME" prefixed:"true" default:"AzurePublicCloud" desc:"which Azure cloud"`
+	AzureEndpointSuffix   string   `envconfig:"AZURE_ENDPOINT_SUFFIX" prefixed:"true" desc:"endpoint suffix; overrides the cloud's"`
+	AzureEndpoint         string   `envconfig:"WALHERD_AZURE_ENDPOINT" desc:"URL of the account's blob service, for an emulator or a gateway"`
+	AzureBufferSize       ByteSize `envconfig:"AZURE_BUFFER_SIZE" prefixed:"true" default:"8388608" min:"1024" unit:"bytes" desc:"size of one upload buffer"`
+	AzureMaxBuffers       int      `envconfig:"AZURE_MAX_BUFFERS" prefixed:"true" default:"4" min:"1" desc:"upload buffers"`
+	AzureTryTimeout       int      `envconfig:"AZURE_TRY_TIMEOUT" prefixed:"true" default:"5" min:"1" unit:"min" desc:"limit of one try"`
+	AzureBlobStoreVersion string   `envconfig:"AZURE_BLOB_STORE_API_VERSION" prefixed:"true" desc:"version of the service's API"`
 
-	SSHPrefix         string `envconfig:"WALG_SSH_PREFIX" alias:"WALE_SSH_PREFIX" later:"SSH" effect:"refuse" desc:"host and path, ssh://host/path"`
-	SSHPort           int    `envconfig:"SSH_PORT" prefixed:"true" default:"22" min:"1" max:"65535" later:"SSH" desc:"port of the SSH server"`
-	SSHUsername       string `envconfig:"SSH_USERNAME" prefixed:"true" later:"SSH" desc:"user to log in as"`
-	SSHPassword       string `envconfig:"SSH_PASSWORD" prefixed:"true" secret:"true" later:"SSH" desc:"password to log in with"`
-	SSHPrivateKeyPath string `envconfig:"SSH_PRIVATE_KEY_PATH" prefixed:"true" later:"SSH" desc:"file of a private key to log in with"`
+	SwiftPrefix     string `envconfig:"WALG_SWIFT_PREFIX" alias:"WALE_SWIFT_PREFIX" desc:"container and path, swift://container/path"`
+	OSAuthURL       string `envconfig:"OS_AUTH_URL" prefixed:"true" desc:"address of Keystone"`
+	OSUsername      string `envconfig:"OS_USERNAME" prefixed:"true" desc:"OpenStack user"`
+	OSPassword      string `envconfig:"OS_PASSWORD" prefixed:"true" secret:"true" desc:"password of that user"`
+	OSTenantName    string `envconfig:"OS_TENANT_NAME" prefixed:"true" desc:"OpenStack project"`
+	OSRegionName    string `envconfig:"OS_REGION_NAME" prefixed:"true" desc:"OpenStack region"`
+	OSProjectName   string `envconfig:"OS_PROJECT_NAME" prefixed:"true" desc:"OpenStack project, newer name"`
+	OSUserDomain    string `envconfig:"OS_USER_DOMAIN_NAME" prefixed:"true" desc:"domain of the user"`
+	OSProjectDomain string `envconfig:"OS_PROJECT_DOMAIN_NAME" prefixed:"true" desc:"domain of the project"`
+
+	OSUserDomainID    string `envconfig:"OS_USER_DOMAIN_ID" prefixed:"true" desc:"domain of the user, by its number"`
+	OSUserID          string `envconfig:"OS_USER_ID" prefixed:"true" desc:"OpenStack user, by its number"`
+	OSAppCredID       string `envconfig:"OS_APPLICATION_CREDENTIAL_ID" prefixed:"true" desc:"application credential, in place of user and password"`
+	OSAppCredName     string `envconfig:"OS_APPLICATION_CREDENTIAL_NAME" prefixed:"true" desc:"the same by its name"`
+	OSAppCredSecret   string `envconfig:"OS_APPLICATION_CREDENTIAL_SECRET" prefixed:"true" secret:"true" desc:"secret of that credential"`
+	OSTenantID        string `envconfig:"OS_TENANT_ID" prefixed:"true" desc:"OpenStack project, by its number"`
+	OSProjectID       string `envconfig:"OS_PROJECT_ID" prefixed:"true" desc:"the same, newer name"`
+	OSProjectDomainID string `envconfig:"OS_PROJECT_DOMAIN_ID" prefixed:"true" desc:"domain of the project, by its number"`
+	OSEndpointType    string `envconfig:"OS_ENDPOINT_TYPE" prefixed:"true" desc:"public, internal or admin address of the service"`
+	OSTrustID         string `envconfig:"OS_TRUST_ID" prefixed:"true" desc:"trust to act under"`
+	OSStorageURL      string `envconfig:"OS_STORAGE_URL" prefixed:"true" desc:"address of the service, with OS_AUTH_TOKEN in place of Keystone"`
+	OSAuthToken       string `envconfig:"OS_AUTH_TOKEN" prefixed:"true" secret:"true" desc:"token for that address"`
+	OSCACert          string `envconfig:"OS_CACERT" prefixed:"true" desc:"file of certificate authorities"`
+	OSIdentityVersion string `envconfig:"OS_IDENTITY_API_VERSION" prefixed:"true" desc:"version of the identity service, 1, 2 or 3, where its address does not tell"`
+	STAuth            string `envconfig:"ST_AUTH" prefixed:"true" desc:"address of the older authentication"`
+	STUser            string `envconfig:"ST_USER" prefixed:"true" desc:"user of the older authentication"`
+	STKey             string `envconfig:"ST_KEY" prefixed:"true" secret:"true" desc:"key of the older authentication"`
+
+	SSHPrefix         string `envconfig:"WALG_SSH_PREFIX" alias:"WALE_SSH_PREFIX" desc:"host and path, ssh://host/path"`
+	SSHPort           int    `envconfig:"SSH_PORT" prefixed:"true" default:"22" min:"1" max:"65535" desc:"port of the SSH server"`
+	SSHUsername       string `envconfig:"SSH_USERNAME" prefixed:"true" desc:"user to log in as"`
+	SSHPassword       string `envconfig:"SSH_PASSWORD" prefixed:"true" secret:"true" desc:"password to log in with"`
+	SSHPrivateKeyPath string `envconfig:"SSH_PRIVATE_KEY_PATH" prefixed:"true" desc:"file of a private key to log in with"`
+	SSHPassphrase     string `envconfig:"SSH_PRIVATE_KEY_PASSPHRASE" prefixed:"true" secret:"true" desc:"passphrase of that key"`
+	SSHKnownHosts     string `envconfig:"SSH_KNOWN_HOSTS" prefixed:"true" desc:"file of known servers; without it ~/.ssh/known_hosts"`
+	SSHInsecure       bool   `envconfig:"SSH_INSECURE_HOST_KEY" prefixed:"true" default:"false" desc:"talk to a server that cannot prove who it is"`
 
 	OSSPrefix          string   `envconfig:"WALG_OSS_PREFIX" alias:"WALE_OSS_PREFIX" later:"OSS" effect:"refuse" desc:"bucket and path, oss://bucket/path"`
 	OSSAccessKeyID     string   `envconfig:"OSS_ACCESS_KEY_ID" prefixed:"true" secret:"true" later:"OSS" desc:"access key"`
