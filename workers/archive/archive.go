@@ -62,6 +62,9 @@ type stored struct {
 // Handle implements runner.Handler.
 func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	aj, err := messages.Unpack[messages.ArchiveJob](job.Envelope)
+	if err == nil {
+		err = aj.Check(job.Cluster)
+	}
 	if err != nil {
 		return bus.Reject(err)
 	}
@@ -157,8 +160,8 @@ func (h *Handler) Settled(ctx context.Context, job runner.Job, outcome error, fi
 		return
 	}
 	aj, err := messages.Unpack[messages.ArchiveJob](job.Envelope)
-	if err != nil {
-		return
+	if err != nil || aj.Check(job.Cluster) != nil {
+		return // there is nobody to tell
 	}
 	why := reason(outcome)
 	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: final, Error: outcome.Error(), Reason: why})

@@ -79,7 +79,7 @@ func (d Deps) event(ctx context.Context, job runner.Job, e messages.Event) {
 
 // outcome makes the errors that no retry mends final.
 func outcome(err error) error {
-	for _, final := range []error{storage.ErrPermanent, storage.ErrName, ErrBackupExists, transit.ErrUnknownRef} {
+	for _, final := range []error{storage.ErrPermanent, storage.ErrName, ErrBackupExists, transit.ErrUnknownRef, messages.ErrMalformed} {
 		if errors.Is(err, final) {
 			return bus.Reject(err)
 		}
@@ -93,6 +93,9 @@ type PartHandler struct{ Deps }
 // Handle implements runner.Handler.
 func (h *PartHandler) Handle(ctx context.Context, job runner.Job) error {
 	pj, err := messages.Unpack[messages.PartJob](job.Envelope)
+	if err == nil {
+		err = pj.Check(job.Cluster)
+	}
 	if err != nil {
 		return bus.Reject(err)
 	}
@@ -103,6 +106,9 @@ func (h *PartHandler) Handle(ctx context.Context, job runner.Job) error {
 	if claim.Verdict != messages.VerdictGo {
 		h.Logger.Debug("part not wanted", telemetry.KeyPart, pj.Part, telemetry.KeyBackup, pj.Backup, "verdict", claim.Verdict)
 		return nil
+	}
+	if err := claim.Bytes.CheckStream(job.Cluster); err != nil {
+		return bus.Reject(fmt.Errorf("store %s of %s: %w", pj.Part, pj.Backup, err))
 	}
 	object, size, raw, err := h.store(ctx, pj, claim)
 	if err != nil {
@@ -140,7 +146,7 @@ func (h *PartHandler) store(ctx context.Context, pj messages.PartJob, claim mess
 	}
 	object = pj.Part + codec.Extension()
 	var info storage.Info
-	raw, err = intake.Store(ctx, r, codec, func(body io.Reader) (err error) {
+	raw, err = intake.Store(ctx, &bounded{Receiver: r}, codec, func(body io.Reader) (err error) {
 		if object == messages.FilesMetadata {
 			info, err = h.Repo.PutFilesMetadata(ctx, pj.Backup, body)
 		} else {
@@ -151,10 +157,24 @@ func (h *PartHandler) store(ctx context.Context, pj messages.PartJob, claim mess
 	return object, info.Size, raw, err
 }
 
+// bounded refuses a part that never ends.
+type bounded struct {
+	transit.Receiver
+	n int64
+}
+
+func (b *bounded) Next(ctx context.Context) ([]byte, error) {
+	chunk, err := b.Receiver.Next(ctx)
+	if b.n += int64(len(chunk)); b.n > messages.MaxObject {
+		return nil, fmt.Errorf("%w: more than %d bytes", messages.ErrMalformed, int64(messages.MaxObject))
+	}
+	return chunk, err
+}
+
 // Settled implements runner.Handler.
 func (h *PartHandler) Settled(ctx context.Context, job runner.Job, outcome error, final bool) {
 	pj, err := messages.Unpack[messages.PartJob](job.Envelope)
-	if err != nil || outcome == nil {
+	if err != nil || outcome == nil || pj.Check(job.Cluster) != nil {
 		return
 	}
 	h.failed(ctx, job, pj.Run, pj.Part, pj.Backup, outcome, final)
@@ -185,6 +205,9 @@ const commitPart = "commit"
 // Handle implements runner.Handler.
 func (h *CommitHandler) Handle(ctx context.Context, job runner.Job) error {
 	cj, err := messages.Unpack[messages.CommitJob](job.Envelope)
+	if err == nil {
+		err = cj.Check(job.Cluster)
+	}
 	if err != nil {
 		return bus.Reject(err)
 	}
@@ -267,7 +290,7 @@ func (h *CommitHandler) verify(ctx context.Context, cj messages.CommitJob) error
 // Settled implements runner.Handler.
 func (h *CommitHandler) Settled(ctx context.Context, job runner.Job, outcome error, final bool) {
 	cj, err := messages.Unpack[messages.CommitJob](job.Envelope)
-	if err != nil || outcome == nil {
+	if err != nil || outcome == nil || cj.Check(job.Cluster) != nil {
 		return
 	}
 	h.failed(ctx, job, cj.Run, commitPart, cj.Backup, outcome, final)

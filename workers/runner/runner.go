@@ -162,6 +162,9 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 		if err != nil {
 			return bus.Reject(err)
 		}
+		if env.Cluster != r.opt.Cluster || env.Kind != p.Kind {
+			return bus.Reject(fmt.Errorf("%w: a %s job of cluster %q in the queue of %s jobs of %s", messages.ErrMalformed, env.Kind, env.Cluster, p.Kind, r.opt.Cluster))
+		}
 		job.Envelope = env
 		span.SetAttributes(attribute.String(telemetry.KeyCluster, string(env.Cluster)))
 		return r.handle(ctx, p.Handler, job, d)

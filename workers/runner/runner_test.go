@@ -205,6 +205,27 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 	}
 }
 
+// TestForeignJobIsRejected: a job of another cluster or kind that got into this
+// queue is nobody's to do here.
+func TestForeignJobIsRejected(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string]string{
+		"cluster":   `{"v":1,"kind":"archive","cluster":"other","body":{"name":"x"}}`,
+		"kind":      `{"v":1,"kind":"commit","cluster":"test","body":{"name":"x"}}`,
+		"no JSON":   `walherd`,
+		"oversized": `{"v":1,"kind":"archive","cluster":"test","body":{"name":"` + strings.Repeat("x", 900<<10) + `"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, func(context.Context, runner.Job) error { return errors.New("called") })
+			b.publish(t, []byte(data))
+			if l := b.deadLetter(t); !strings.Contains(l.Reason, "malformed message") {
+				t.Fatalf("dead letter: %s", l.Reason)
+			}
+		})
+	}
+}
+
 func TestMessageOfAnotherVersionIsNotGuessedAt(t *testing.T) {
 	t.Parallel()
 	called := false
