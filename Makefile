@@ -72,6 +72,22 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, gpg, libsodium ..
 	$$as_root apt-get update -q; \
 	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$want
 
+# The archive library's tests compile against the server's headers. Debian's
+# package of them depends on a whole compiler, so it is only unpacked.
+PG_HEADERS = $(shell cd ~ && pwd)/.cache/walherd-tools/pgheaders
+.PHONY: pgheaders
+pgheaders: deps
+	@for v in $(PG_VERSIONS); do \
+	  [ -x "$(PG_ROOT)/$$v/bin/initdb" ] || continue; \
+	  [ ! -e "/usr/include/postgresql/$$v/server/postgres.h" ] || break; \
+	  [ ! -e "$(PG_HEADERS)/usr/include/postgresql/$$v/server/postgres.h" ] || break; \
+	  command -v apt-get >/dev/null || break; \
+	  dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	  (cd "$$dir" && chmod 755 . && apt-get download -q "postgresql-server-dev-$$v" && mkdir -p "$(PG_HEADERS)" && dpkg -x ./*.deb "$(PG_HEADERS)") \
+	    || echo "no headers of PostgreSQL $$v: the tests of the archive library will skip" >&2; \
+	  break; \
+	done
+
 # The servers that tests run against are built once and kept; without this the
 # first test of each would wait for it inside go test's time limit.
 .PHONY: servers
@@ -99,7 +115,7 @@ check: go ## gofmt and go vet
 	$(GO) vet ./...
 
 .PHONY: test
-test: deps check servers ## all tests, against a real PostgreSQL and real object stores
+test: deps pgheaders check servers ## all tests, against a real PostgreSQL and real object stores
 	$(GO) test -timeout $(TIMEOUT) ./...
 
 .PHONY: race

@@ -93,6 +93,13 @@ func compile(t testing.TB, c *pgtest.Cluster, dir string) string {
 	include := os.Getenv("WALHERD_PG_INCLUDE")
 	if include == "" {
 		include = fmt.Sprintf("/usr/include/postgresql/%d/server", c.Major())
+		// Where `make pgheaders` unpacks them.
+		if home, err := os.UserHomeDir(); err == nil {
+			unpacked := filepath.Join(home, ".cache/walherd-tools/pgheaders", include)
+			if _, err := os.Stat(unpacked); err == nil {
+				include = unpacked
+			}
+		}
 	}
 	if _, err := os.Stat(filepath.Join(include, "postgres.h")); err != nil {
 		t.Skipf("no headers of PostgreSQL %d in %s: install postgresql-server-dev-%[1]d (make deps), or set WALHERD_PG_INCLUDE to the directory of postgres.h", c.Major(), include)
