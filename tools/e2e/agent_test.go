@@ -154,6 +154,10 @@ func TestRequestsOverTheQueue(t *testing.T) {
 	if err := json.Unmarshal([]byte(f.mustAsk(nil, "request", "agent")), &agent); err != nil || agent.DataDir != f.c.DataDir() || agent.Storage {
 		t.Fatalf("agent: %+v, %v", agent, err)
 	}
+	f.mustAsk([]string{"WALHERD_HEALTH_LISTEN=" + health}, "health")
+	if _, stderr, code := f.ask([]string{"WALHERD_HEALTH_LISTEN=127.0.0.1:1"}, "health"); code != 1 || !strings.Contains(stderr, "127.0.0.1:1") {
+		t.Errorf("health of nobody: exit code %d, %s", code, stderr)
+	}
 	for path, want := range map[string]string{"/livez": "ok", "/readyz": "ok", "/queue": `"cluster":"default"`} {
 		if code, body := get(t, "http://"+health+path); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", path, code, body)

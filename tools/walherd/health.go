@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/walherd/walherd/engine/service"
 	"github.com/walherd/walherd/engine/telemetry"
@@ -127,4 +131,45 @@ func (h *health) queue(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(out) // the asker is gone if this fails
+}
+
+// healthCommand asks a process on this host what an orchestrator would: an
+// image with nothing in it but this program has no other way.
+func (a *app) healthCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "health",
+		Short: "Ask the worker, agent or serve at WALHERD_HEALTH_LISTEN whether it is ready",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.start(cmd.Context(), cmd); err != nil {
+				return err
+			}
+			host, port, err := net.SplitHostPort(a.set.Walherd.HealthListen)
+			if err != nil {
+				return fmt.Errorf("setting WALHERD_HEALTH_LISTEN: %w", err)
+			}
+			if host == "" || net.ParseIP(host).IsUnspecified() {
+				host = "127.0.0.1"
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 2*healthLimit)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+			if err != nil {
+				return err
+			}
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return fmt.Errorf("ask for health: %w", err)
+			}
+			defer res.Body.Close()
+			text, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+			if err != nil {
+				return fmt.Errorf("ask for health: %w", err)
+			}
+			if res.StatusCode != http.StatusOK {
+				return fmt.Errorf("not ready: %s", strings.TrimSpace(string(text)))
+			}
+			return nil
+		},
+	}
 }
