@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -207,11 +208,22 @@ func (m Incoming) Respond(data []byte) error {
 	if m.msg.Reply == "" {
 		return nil
 	}
+	if !answerable(m.msg.Reply) {
+		return fmt.Errorf("respond to %s: %w: %s", m.msg.Subject, errReplySubject, m.msg.Reply)
+	}
 	if err := m.msg.Respond(data); err != nil {
 		return fmt.Errorf("respond to %s: %w", m.msg.Subject, err)
 	}
 	return nil
 }
+
+// errReplySubject refuses an answer that would go elsewhere than into an inbox.
+var errReplySubject = errors.New("the asker wants the answer where no answers go")
+
+// answerable tells whether a reply subject is an inbox. The broker lets an
+// asker name any: it could have this process publish, with rights that the
+// asker has not, what then passes for a job or an event.
+func answerable(reply string) bool { return strings.HasPrefix(reply, nats.InboxPrefix) }
 
 // Listen calls fn for every message on subject, one at a time, until the
 // returned function is called. The subscription is known to the broker when
@@ -227,6 +239,11 @@ func (b *Bus) Listen(ctx context.Context, subject string, fn func(Incoming)) (st
 		_ = sub.Unsubscribe()
 		return nil, fmt.Errorf("listen on %s: %w: %w", subject, ErrUnavailable, err)
 	}
+	// The broker complains before it answers the flush.
+	if refused, ok := deniedSubscription(b.nc.LastError()); ok && refused == subject {
+		_ = sub.Unsubscribe()
+		return nil, fmt.Errorf("%w: listen on %s", ErrDenied, subject)
+	}
 	return func() { _ = sub.Unsubscribe() }, nil
 }
 
@@ -240,18 +257,30 @@ type Message struct {
 // was removed, expired, or the broker lost it.
 var ErrNoMessage = errors.New("no such message in the stream")
 
+// The broker's questions whose refusal must be noticed; a stream's name, and
+// after a point a consumer's, follows.
+const (
+	apiInfo           = "$JS.API.STREAM.INFO."
+	apiGet            = "$JS.API.STREAM.MSG.GET."
+	apiConsumerInfo   = "$JS.API.CONSUMER.INFO."
+	apiConsumerCreate = "$JS.API.CONSUMER.CREATE."
+	apiConsumerNext   = "$JS.API.CONSUMER.MSG.NEXT."
+)
+
 // Get reads the message with one sequence number.
 func (b *Bus) Get(ctx context.Context, stream string, seq uint64) (Message, error) {
 	s, err := b.stream(ctx, stream)
 	if err != nil {
 		return Message{}, err
 	}
-	m, err := s.GetMsg(ctx, seq)
-	switch {
+	watched, stop := b.denials.watch(ctx, apiGet+stream)
+	defer stop()
+	m, err := s.GetMsg(watched, seq)
+	switch err := ended(watched, err); {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, ErrNoMessage)
 	case err != nil:
-		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, err)
+		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, adminError(err))
 	}
 	return Message{Header: m.Header, Data: m.Data}, nil
 }
@@ -267,12 +296,12 @@ func (b *Bus) Remove(ctx context.Context, stream string, seq uint64) error {
 	err = ended(watched, s.DeleteMsg(watched, seq))
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
 		// The library keeps the broker's reason as text only; ask instead.
-		if _, gerr := s.GetMsg(ctx, seq); errors.Is(gerr, jetstream.ErrMsgNotFound) {
+		if _, gerr := b.Get(ctx, stream, seq); errors.Is(gerr, ErrNoMessage) {
 			return nil
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("remove %s sequence %d: %w", stream, seq, err)
+		return fmt.Errorf("remove %s sequence %d: %w", stream, seq, adminError(err))
 	}
 	return nil
 }
@@ -286,7 +315,7 @@ func (b *Bus) Purge(ctx context.Context, stream, subject string) error {
 	watched, stop := b.denials.watch(ctx, "$JS.API.STREAM.PURGE."+stream)
 	defer stop()
 	if err := ended(watched, s.Purge(watched, jetstream.WithPurgeSubject(subject))); err != nil {
-		return fmt.Errorf("purge %s of %s: %w", subject, stream, err)
+		return fmt.Errorf("purge %s of %s: %w", subject, stream, adminError(err))
 	}
 	return nil
 }

@@ -128,10 +128,20 @@ func (b *Bus) natsOptions(ctx context.Context, opt Options) ([]nats.Option, erro
 				b.log.Warn("lost the message broker, reconnecting", "error", err)
 			}
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { b.log.Info("message broker is back", "url", nc.ConnectedUrlRedacted()) }),
+		// Credentials are read anew at every try, so that those that ran out can
+		// be replaced without a restart.
+		nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			b.denials.hear()
+			b.log.Info("message broker is back", "url", nc.ConnectedUrlRedacted())
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if subject, ok := deniedSubject(err); ok && b.denials.refuse(subject) {
 				return // whoever waits for it says so
+			}
+			if subject, ok := deniedSubscription(err); ok && strings.HasPrefix(subject, cmp.Or(opt.Inbox, nats.InboxPrefix[:len(nats.InboxPrefix)-1])+".") {
+				b.denials.deafen(subject)
+				return
 			}
 			b.log.Warn("message broker reported an error", "error", err)
 		}),

@@ -110,14 +110,18 @@ func reason(err error) string {
 // when ctx ends, and ErrUnavailable when the broker does not answer; then the
 // caller may try again after a pause.
 func (b *Bus) Next(ctx context.Context, stream, consumer string) (*Delivery, error) {
+	ctx, forget := b.denials.watch(ctx, apiConsumerInfo+stream)
+	defer forget()
 	c, err := b.js.Consumer(ctx, stream, consumer)
 	if err != nil {
-		return nil, fmt.Errorf("open consumer %s of %s: %w", consumer, stream, adminError(err))
+		return nil, fmt.Errorf("open consumer %s of %s: %w", consumer, stream, adminError(ended(ctx, err)))
 	}
+	ctx, stop := b.denials.watch(ctx, apiConsumerNext+stream)
+	defer stop()
 	for {
 		batch, err := c.Fetch(1, jetstream.FetchContext(ctx))
 		if err != nil {
-			return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(err))
+			return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(ended(ctx, err)))
 		}
 		for m := range batch.Messages() {
 			d := &Delivery{msg: m, Attempt: 1}
@@ -149,14 +153,16 @@ type Tail struct {
 // sends ahead: pulling by count instead lets large messages exceed the broker's
 // limit of pending bytes, and it cuts the connection.
 func (b *Bus) OpenTail(ctx context.Context, stream, subject string, window int) (*Tail, error) {
-	c, err := b.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+	watched, stop := b.denials.watch(ctx, apiConsumerCreate+stream)
+	defer stop()
+	c, err := b.js.CreateConsumer(watched, stream, jetstream.ConsumerConfig{
 		FilterSubject: subject, AckPolicy: jetstream.AckExplicitPolicy,
 		// A chunk is settled in order or the attempt is over: redelivery
 		// would only disorder them.
 		AckWait: time.Hour, MaxAckPending: -1, InactiveThreshold: 2 * time.Minute, MemoryStorage: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", subject, adminError(err))
+		return nil, fmt.Errorf("read %s: %w", subject, adminError(ended(watched, err)))
 	}
 	it, err := c.Messages(jetstream.PullMaxBytes(window))
 	if err != nil {
@@ -167,6 +173,8 @@ func (b *Bus) OpenTail(ctx context.Context, stream, subject string, window int) 
 
 // Next waits for the next message. Ack removes it from the stream.
 func (t *Tail) Next(ctx context.Context) (h Header, data []byte, ack func() error, err error) {
+	ctx, stop := t.b.denials.watch(ctx, apiConsumerNext+t.stream)
+	defer stop()
 	m, err := t.it.Next(jetstream.NextContext(ctx))
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

@@ -20,6 +20,9 @@ type denials struct {
 	// recent are subjects refused lately, for what was published before
 	// anybody waited. Permissions can be widened on a running broker.
 	recent map[string]time.Time
+	// deaf is why no answer can come on this connection: the broker does not
+	// let it listen on its own inbox. That lasts until it connects anew.
+	deaf error
 }
 
 // remember is how long a refused subject is refused without asking again.
@@ -28,6 +31,11 @@ const remember = 10 * time.Second
 type denial struct {
 	subject string
 	end     context.CancelCauseFunc
+}
+
+// about tells whether a refused subject is what is waited for, or below it.
+func (w *denial) about(refused string) bool {
+	return refused == w.subject || strings.HasPrefix(refused, w.subject+".")
 }
 
 // watch returns a context that ends with ErrDenied when the broker refuses a
@@ -40,8 +48,13 @@ func (d *denials) watch(ctx context.Context, subject string) (_ context.Context,
 		d.waiting = map[*denial]struct{}{}
 	}
 	d.waiting[w] = struct{}{}
-	if at, ok := d.recent[subject]; ok && time.Since(at) < remember {
-		cancel(denied(subject))
+	for refused, at := range d.recent {
+		if w.about(refused) && time.Since(at) < remember {
+			cancel(denied(refused))
+		}
+	}
+	if d.deaf != nil {
+		cancel(d.deaf)
 	}
 	d.mu.Unlock()
 	return ctx, func() {
@@ -62,7 +75,7 @@ func (d *denials) refuse(subject string) bool {
 	d.recent[subject] = time.Now()
 	found := false
 	for w := range d.waiting {
-		if subject == w.subject || strings.HasPrefix(subject, w.subject+".") {
+		if w.about(subject) {
 			w.end(denied(subject))
 			found = true
 		}
@@ -70,15 +83,38 @@ func (d *denials) refuse(subject string) bool {
 	return found
 }
 
+// deafen ends all that wait: their answers would go to an inbox that the
+// broker does not let this connection listen on.
+func (d *denials) deafen(inbox string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deaf = fmt.Errorf("%w: subscribe to %s (a user of another role? check WALHERD_NATS_USER and what it may subscribe to)", ErrDenied, inbox)
+	for w := range d.waiting {
+		w.end(d.deaf)
+	}
+}
+
+// hear forgets that the connection was deaf: a new one may not be.
+func (d *denials) hear() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deaf = nil
+}
+
 func denied(subject string) error { return fmt.Errorf("%w: publish to %s", ErrDenied, subject) }
 
 // deniedSubject reads the subject out of the broker's complaint, the only
 // place it is in: Permissions Violation for Publish to "SUBJECT".
-func deniedSubject(err error) (string, bool) {
+func deniedSubject(err error) (string, bool) { return complaint(err, "Publish to \"") }
+
+// deniedSubscription is deniedSubject of a subscription.
+func deniedSubscription(err error) (string, bool) { return complaint(err, "Subscription to \"") }
+
+func complaint(err error, what string) (string, bool) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return "", false
 	}
-	_, rest, ok := strings.Cut(err.Error(), "Publish to \"")
+	_, rest, ok := strings.Cut(err.Error(), what)
 	if !ok {
 		return "", false
 	}

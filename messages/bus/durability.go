@@ -30,8 +30,10 @@ type Durability struct {
 
 // Durability describes a stream; ok is false if it does not exist.
 func (b *Bus) Durability(ctx context.Context, stream string) (d Durability, ok bool, err error) {
-	s, err := b.js.Stream(ctx, stream)
-	switch {
+	watched, stop := b.denials.watch(ctx, apiInfo+stream)
+	defer stop()
+	s, err := b.js.Stream(watched, stream)
+	switch err := ended(watched, err); {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return Durability{}, false, nil
 	case err != nil:
@@ -79,6 +81,8 @@ const SyncSubject = "$SYS.REQ.SERVER.PING.JSZ"
 func (b *Bus) SyncModes(ctx context.Context, names []string, limit time.Duration) ([]ServerSync, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	ctx, stop := b.denials.watch(ctx, SyncSubject)
+	defer stop()
 	inbox := b.nc.NewInbox()
 	sub, err := b.nc.SubscribeSync(inbox)
 	if err != nil {
@@ -96,7 +100,7 @@ func (b *Bus) SyncModes(ctx context.Context, names []string, limit time.Duration
 	for len(missing) > 0 {
 		m, err := sub.NextMsgWithContext(ctx)
 		switch {
-		case errors.Is(err, nats.ErrNoResponders):
+		case errors.Is(err, nats.ErrNoResponders), errors.Is(context.Cause(ctx), ErrDenied):
 			return out, fmt.Errorf("request %s: %w", SyncSubject, ErrNobody)
 		case errors.Is(err, context.DeadlineExceeded):
 			return out, nil

@@ -60,8 +60,10 @@ type ConsumerState struct {
 
 // ConsumerState looks at a durable consumer; ok is false if there is none.
 func (b *Bus) ConsumerState(ctx context.Context, stream, name string) (s ConsumerState, ok bool, err error) {
-	c, err := b.js.Consumer(ctx, stream, name)
-	switch {
+	watched, stop := b.denials.watch(ctx, apiConsumerInfo+stream)
+	defer stop()
+	c, err := b.js.Consumer(watched, stream, name)
+	switch err := ended(watched, err); {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		return ConsumerState{}, false, nil
 	case err != nil:
@@ -77,8 +79,10 @@ func (b *Bus) Last(ctx context.Context, stream, subject string) (Stored, error) 
 	if err != nil {
 		return Stored{}, err
 	}
-	m, err := s.GetLastMsgForSubject(ctx, subject)
-	switch {
+	watched, stop := b.denials.watch(ctx, apiGet+stream)
+	defer stop()
+	m, err := s.GetLastMsgForSubject(watched, subject)
+	switch err := ended(watched, err); {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return Stored{}, fmt.Errorf("read the newest %s: %w", subject, ErrNoMessage)
 	case err != nil:
@@ -107,6 +111,8 @@ func (b *Bus) Services(ctx context.Context, name string, quiet time.Duration) ([
 		return nil, fmt.Errorf("look for services %s: %w", name, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
+	ctx, stop := b.denials.watch(ctx, subject)
+	defer stop()
 	if err := b.nc.PublishRequest(subject, inbox, nil); err != nil {
 		return nil, fmt.Errorf("look for services %s: %w", name, err)
 	}

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -13,6 +14,9 @@ import (
 
 // LeaseBucket is the key-value bucket of leases.
 const LeaseBucket = "walherd_lease"
+
+// leaseSubject, and a key, is what a lease is stored under.
+const leaseSubject = "$KV." + LeaseBucket + "."
 
 // ErrHeld means that another process holds the lease.
 var ErrHeld = errors.New("held by another process")
@@ -37,21 +41,29 @@ type Lease struct {
 const LeaseTTL = 45 * time.Second
 
 // Acquire takes a lease, ErrHeld if somebody has it. key is made of subject
-// tokens ("main.schedule"), holder is told to whoever asks. ttl 0 is LeaseTTL;
+// tokens ("main.schedule"), holder, not empty, is told to whoever asks. ttl 0 is LeaseTTL;
 // the broker counts whole seconds.
 func (b *Bus) Acquire(ctx context.Context, key, holder string, ttl time.Duration) (*Lease, error) {
 	if ttl == 0 {
 		ttl = LeaseTTL
 	}
-	kv, err := b.leases(ctx)
-	if err != nil {
+	if _, err := b.leases(ctx); err != nil {
 		return nil, fmt.Errorf("acquire lease %s: %w", key, err)
 	}
-	// Create is a compare-and-set by the stream's leader: reads may be served
-	// by a replica that lags.
-	rev, err := kv.Create(ctx, key, []byte(holder), jetstream.KeyTTL(ttl))
+	// A compare-and-set by the stream's leader; a lease that was released left a
+	// marker in its place.
+	rev, err := b.putLease(ctx, key, holder, 0, ttl)
+	if overtaken(err) {
+		var who string
+		if who, rev, err = b.lease(ctx, key); err == nil && who != "" {
+			return nil, fmt.Errorf("acquire lease %s: %w", key, ErrHeld)
+		}
+		if err == nil {
+			rev, err = b.putLease(ctx, key, holder, rev, ttl)
+		}
+	}
 	switch {
-	case errors.Is(err, jetstream.ErrKeyExists):
+	case overtaken(err):
 		return nil, fmt.Errorf("acquire lease %s: %w", key, ErrHeld)
 	case err != nil:
 		return nil, fmt.Errorf("acquire lease %s: %w", key, adminError(err))
@@ -59,20 +71,69 @@ func (b *Bus) Acquire(ctx context.Context, key, holder string, ttl time.Duration
 	return &Lease{Key: key, Revision: rev, b: b, holder: holder, ttl: ttl}, nil
 }
 
-// Holder tells who holds a lease now; "" nobody. It may lag a little.
-func (b *Bus) Holder(ctx context.Context, key string) (string, error) {
-	kv, err := b.leases(ctx)
+// putLease writes a lease if the last word on it has the number rev. The
+// library's Update drops the time to live and would make the lease last for
+// ever.
+func (b *Bus) putLease(ctx context.Context, key, holder string, rev uint64, ttl time.Duration) (uint64, error) {
+	m := &nats.Msg{Subject: leaseSubject + key, Data: []byte(holder), Header: nats.Header{
+		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(rev, 10)},
+		jetstream.MsgTTLHeader:              {ttl.String()},
+	}}
+	watched, stop := b.denials.watch(ctx, m.Subject)
+	defer stop()
+	ack, err := b.js.PublishMsg(watched, m)
 	if err != nil {
+		return 0, ended(watched, err)
+	}
+	return ack.Sequence, nil
+}
+
+// Holder tells who holds a lease now; "" nobody.
+func (b *Bus) Holder(ctx context.Context, key string) (string, error) {
+	if _, err := b.leases(ctx); err != nil {
 		return "", err
 	}
-	e, err := kv.Get(ctx, key)
-	switch {
-	case errors.Is(err, jetstream.ErrKeyNotFound):
-		return "", nil
-	case err != nil:
+	who, _, err := b.lease(ctx, key)
+	if err != nil {
 		return "", fmt.Errorf("look at lease %s: %w", key, adminError(err))
 	}
-	return string(e.Value()), nil
+	return who, nil
+}
+
+// lease reads the last word on a lease: who is "" if nobody holds it, rev 0 if
+// there is none. The library would ask for the bare message (DIRECT.GET), which
+// a broker sends wherever the asker wants: with the right to do that goes the
+// right to publish anything as anybody.
+func (b *Bus) lease(ctx context.Context, key string) (who string, rev uint64, err error) {
+	ask, err := json.Marshal(map[string]string{"last_by_subj": leaseSubject + key})
+	if err != nil {
+		return "", 0, err
+	}
+	subject := apiGet + "KV_" + LeaseBucket
+	watched, stop := b.denials.watch(ctx, subject)
+	defer stop()
+	m, err := b.nc.RequestMsgWithContext(watched, &nats.Msg{Subject: subject, Data: ask})
+	if err != nil {
+		return "", 0, ended(watched, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Seq  uint64 `json:"seq"`
+			Data []byte `json:"data"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return "", 0, fmt.Errorf("unreadable answer: %w", err)
+	}
+	switch {
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return "", 0, nil
+	case answer.Error != nil:
+		return "", 0, answer.Error
+	}
+	// A marker (released, or run out) holds nothing; a holder has a name.
+	return string(answer.Message.Data), answer.Message.Seq, nil
 }
 
 // leases opens the bucket, and makes it where it is missing.
@@ -102,7 +163,9 @@ func (b *Bus) CreateLeases(ctx context.Context, replicas int, inMemory bool) err
 	if inMemory {
 		store = jetstream.MemoryStorage
 	}
-	_, err = b.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+	making, stop := b.denials.watch(ctx, "$JS.API.STREAM.CREATE.KV_"+LeaseBucket)
+	defer stop()
+	_, err = b.js.CreateKeyValue(making, jetstream.KeyValueConfig{
 		Bucket: LeaseBucket, Description: "walherd: rights that one process at a time has", Storage: store, Replicas: replicas,
 		// With more history a key whose time ran out is free again only
 		// after the marker's time too.
@@ -111,26 +174,20 @@ func (b *Bus) CreateLeases(ctx context.Context, replicas int, inMemory bool) err
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		return nil // another process was faster
 	}
-	return adminError(err)
+	return adminError(ended(making, err))
 }
 
 // Renew starts the lease's time anew; ErrLost when it is somebody else's, or
 // ran out.
 func (l *Lease) Renew(ctx context.Context) error {
-	// The library's Update drops the time to live and would make the lease
-	// last for ever.
-	m := &nats.Msg{Subject: "$KV." + LeaseBucket + "." + l.Key, Data: []byte(l.holder), Header: nats.Header{
-		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(l.Revision, 10)},
-		jetstream.MsgTTLHeader:              {l.ttl.String()},
-	}}
-	ack, err := l.b.js.PublishMsg(ctx, m)
+	rev, err := l.b.putLease(ctx, l.Key, l.holder, l.Revision, l.ttl)
 	switch {
 	case overtaken(err):
 		return fmt.Errorf("renew lease %s: %w", l.Key, ErrLost)
 	case err != nil:
 		return fmt.Errorf("renew lease %s: %w", l.Key, adminError(err))
 	}
-	l.Revision = ack.Sequence
+	l.Revision = rev
 	return nil
 }
 
@@ -140,7 +197,9 @@ func (l *Lease) Release(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("release lease %s: %w", l.Key, err)
 	}
-	err = kv.Delete(ctx, l.Key, jetstream.LastRevision(l.Revision))
+	watched, stop := l.b.denials.watch(ctx, leaseSubject+l.Key)
+	defer stop()
+	err = ended(watched, kv.Delete(watched, l.Key, jetstream.LastRevision(l.Revision)))
 	if overtaken(err) {
 		return nil // it ran out, and is another's by now
 	}
@@ -162,6 +221,36 @@ func overtaken(err error) bool {
 // ends work's context when the lease is lost or could not be renewed in time.
 // The lease is released at the end.
 func (l *Lease) Hold(ctx context.Context, work func(ctx context.Context) error) error {
+	return l.hold(ctx, work, func(err error, overdue bool) error {
+		if errors.Is(err, ErrLost) || overdue {
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		return nil
+	})
+}
+
+// Keep is Hold for work that is better finished than safe from a second holder:
+// it goes on while the broker is away, and takes a lease that ran out meanwhile
+// anew. Only a lease that another has taken ends it.
+func (l *Lease) Keep(ctx context.Context, work func(ctx context.Context) error) error {
+	return l.hold(ctx, work, func(err error, _ bool) error {
+		if !errors.Is(err, ErrLost) {
+			return nil
+		}
+		again, err := l.b.Acquire(ctx, l.Key, l.holder, l.ttl)
+		switch {
+		case err == nil:
+			l.Revision = again.Revision
+		case errors.Is(err, ErrHeld):
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		return nil
+	})
+}
+
+// hold renews while work runs; failed tells whether a failure to renew is its
+// end. overdue is that the lease has run out by this host's clock.
+func (l *Lease) hold(ctx context.Context, work func(ctx context.Context) error, failed func(err error, overdue bool) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(chan struct{})
@@ -178,18 +267,18 @@ func (l *Lease) Hold(ctx context.Context, work func(ctx context.Context) error) 
 			case <-t.C:
 			}
 			start := time.Now()
-			try, stop := context.WithDeadline(ctx, deadline)
+			try, stop := context.WithTimeout(ctx, l.ttl/3)
 			err := l.Renew(try)
 			stop()
-			switch {
-			case err == nil:
+			if err == nil {
 				deadline = start.Add(l.ttl)
-			case errors.Is(err, ErrLost), time.Now().After(deadline):
-				cancel(fmt.Errorf("%w: %w", ErrLost, err))
-				return
-			default:
-				l.b.log.Warn("cannot renew a lease, trying again", "lease", l.Key, "error", err)
+				continue
 			}
+			if end := failed(err, time.Now().After(deadline)); end != nil {
+				cancel(end)
+				return
+			}
+			l.b.log.Warn("cannot renew a lease, trying again", "lease", l.Key, "error", err)
 		}
 	}()
 	err := work(ctx)

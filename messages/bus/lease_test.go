@@ -98,6 +98,48 @@ func TestHoldEndsTheWorkOfALostLease(t *testing.T) {
 	}
 }
 
+// TestKeepOutlivesALease: work that is better finished goes on when the lease ran
+// out and nobody took it, and ends when somebody did.
+func TestKeepOutlivesALease(t *testing.T) {
+	t.Parallel()
+	b := bustest.New(t, topology.Config{})
+	l, err := b.Acquire(t.Context(), "main.x", "one", 3*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := *l
+	err = l.Keep(t.Context(), func(ctx context.Context) error {
+		// As if it had run out while the broker was away.
+		if err := gone.Release(ctx); err != nil {
+			return err
+		}
+		for {
+			who, err := b.Holder(ctx, "main.x")
+			if err != nil || who == "one" {
+				return err
+			}
+		}
+	})
+	if err != nil {
+		t.Fatalf("nobody else took it: %v", err)
+	}
+	l, err = b.Acquire(t.Context(), "main.x", "one", 3*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := *l
+	err = l.Keep(t.Context(), func(ctx context.Context) error {
+		if err := thief.Renew(ctx); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	if !errors.Is(err, bus.ErrLost) {
+		t.Fatalf("somebody took it: %v, want ErrLost", err)
+	}
+}
+
 // TestAtMostOneHolder plays random turns of several contenders.
 func TestAtMostOneHolder(t *testing.T) {
 	t.Parallel()

@@ -25,8 +25,10 @@ func (b *Bus) GetNext(ctx context.Context, stream, subject string, from uint64) 
 	if err != nil {
 		return Stored{}, err
 	}
-	m, err := s.GetMsg(ctx, max(from, 1), jetstream.WithGetMsgSubject(subject))
-	switch {
+	watched, stop := b.denials.watch(ctx, apiGet+stream)
+	defer stop()
+	m, err := s.GetMsg(watched, max(from, 1), jetstream.WithGetMsgSubject(subject))
+	switch err := ended(watched, err); {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return Stored{}, fmt.Errorf("read %s of %s from sequence %d: %w", subject, stream, from, ErrNoMessage)
 	case err != nil:
@@ -48,6 +50,7 @@ type LogOptions struct {
 // Log is an ordered reading of a stream that is no work queue. Reading takes
 // nothing away. It is for one goroutine.
 type Log struct {
+	b       *Bus
 	stream  string
 	c       jetstream.Consumer
 	it      jetstream.MessagesContext
@@ -73,11 +76,13 @@ func (b *Bus) OpenLog(ctx context.Context, stream, subject string, opt LogOption
 	if opt.From > 0 && opt.From <= info.State.LastSeq+1 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, opt.From
 	}
-	c, err := b.js.OrderedConsumer(ctx, stream, cfg)
+	watched, stop := b.denials.watch(ctx, apiConsumerCreate+stream)
+	defer stop()
+	c, err := b.js.OrderedConsumer(watched, stream, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("read %s of %s: %w", subject, stream, adminError(err))
+		return nil, fmt.Errorf("read %s of %s: %w", subject, stream, adminError(ended(watched, err)))
 	}
-	l := &Log{stream: stream, c: c}
+	l := &Log{b: b, stream: stream, c: c}
 	if i := c.CachedInfo(); i != nil {
 		l.pending = i.NumPending
 	}
@@ -90,6 +95,8 @@ func (b *Bus) OpenLog(ctx context.Context, stream, subject string, opt LogOption
 
 // Next waits for the next message.
 func (l *Log) Next(ctx context.Context) (Stored, error) {
+	ctx, stop := l.b.denials.watch(ctx, apiConsumerNext+l.stream)
+	defer stop()
 	m, err := l.it.Next(jetstream.NextContext(ctx))
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

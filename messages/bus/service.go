@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -120,6 +121,11 @@ func (b *Bus) Serve(ctx context.Context, info ServiceInfo, log *slog.Logger, end
 		_ = svc.Stop()
 		return nil, fmt.Errorf("offer service %s: %w: %w", info.Name, ErrUnavailable, err)
 	}
+	if refused, ok := deniedSubscription(b.nc.LastError()); ok && slices.ContainsFunc(endpoints, func(e Endpoint) bool { return e.Subject == refused }) {
+		cancel()
+		_ = svc.Stop()
+		return nil, fmt.Errorf("offer service %s: %w: listen on %s", info.Name, ErrDenied, refused)
+	}
 	return func() {
 		cancel()
 		if err := svc.Stop(); err != nil {
@@ -131,6 +137,10 @@ func (b *Bus) Serve(ctx context.Context, info ServiceInfo, log *slog.Logger, end
 
 func (b *Bus) answer(ctx context.Context, e Endpoint, req micro.Request, log *slog.Logger) {
 	if req.Reply() == "" {
+		return
+	}
+	if !answerable(req.Reply()) {
+		log.Warn("answer a request", "subject", e.Subject, "error", fmt.Errorf("%w: %s", errReplySubject, req.Reply()))
 		return
 	}
 	ctx = b.TraceContext(ctx, Header(req.Headers()))

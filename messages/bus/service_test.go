@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/bustest"
@@ -95,5 +97,57 @@ func TestStopEndsWhatRuns(t *testing.T) {
 	var answer *bus.AnswerError
 	if err := <-failed; !errors.As(err, &answer) {
 		t.Fatalf("got %v, want what the handler said", err)
+	}
+}
+
+// TestAnswersGoToInboxesOnly: whoever may ask cannot have the answer published
+// as something else, with the rights of the one that answers.
+func TestAnswersGoToInboxesOnly(t *testing.T) {
+	t.Parallel()
+	server := bustest.Broker(t, broker.Options{})
+	b := bustest.Connect(t, server)
+	asked := make(chan string, 2)
+	stop, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "test", Version: "1.0.0"}, slog.New(slog.DiscardHandler), bus.Endpoint{
+		Name: "echo", Subject: "walherd.api.test.echo",
+		Handle: func(_ context.Context, data []byte, _ *bus.Reply) error { asked <- string(data); return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	heard := make(chan error, 1)
+	unhear, err := b.Listen(t.Context(), "walherd.run.test.x", func(m bus.Incoming) { heard <- m.Respond([]byte("yes")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unhear()
+	nc, err := nats.Connect("", nats.InProcessServer(server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	forged, err := nc.SubscribeSync("walherd.event.test.wal.stored")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{"walherd.api.test.echo", "walherd.run.test.x"} {
+		if err := nc.PublishRequest(subject, "walherd.event.test.wal.stored", []byte("forged")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-heard; err == nil {
+		t.Error("responded to a subject that is no inbox")
+	}
+	if err := b.Ask(t.Context(), "walherd.api.test.echo", []byte("honest"), time.Minute, func(string, []byte) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-asked; got != "honest" {
+		t.Errorf("answered the request %q", got)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, _ := forged.Pending(); n != 0 {
+		t.Errorf("%d answers were published as events", n)
 	}
 }

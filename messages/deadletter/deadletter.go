@@ -190,6 +190,20 @@ func object(data []byte) string {
 	return body.Name
 }
 
+// Transfer is where the bytes of a letter's job are queued; empty if it has
+// none, or cannot be read.
+func (l Letter) Transfer() string {
+	env, err := messages.Decode(l.Data)
+	if err != nil || l.Kind != messages.KindArchive {
+		return ""
+	}
+	job, err := messages.Unpack[messages.ArchiveJob](env)
+	if err != nil {
+		return ""
+	}
+	return job.Bytes.ID
+}
+
 // Retry queues a letter's job anew and drops the letter. Killed between the
 // two it leaves both, and doing a job twice is harmless.
 func Retry(ctx context.Context, b *bus.Bus, l Letter) error {

@@ -143,6 +143,9 @@ func (p *publisher) wait(ctx context.Context) error {
 	c := p.pending[0]
 	seq, err := c.ack.Wait(ctx)
 	if err != nil {
+		if ctx.Err() == nil {
+			p.pending = p.pending[1:] // the broker has refused it
+		}
 		return err
 	}
 	p.pending = p.pending[1:]
@@ -180,6 +183,14 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 			// Best effort, and not bound to the caller's expired context.
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
+			// One chunk was refused, but those behind it may have been taken:
+			// what is not known cannot be discarded, and would fill the stream
+			// until it is swept.
+			for _, c := range p.pending {
+				if seq, werr := c.ack.Wait(clean); werr == nil {
+					p.stored(seq)
+				}
+			}
 			_ = q.Discard(clean, ref)
 		}
 	}()

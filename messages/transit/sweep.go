@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/walherd/walherd/messages"
@@ -44,22 +45,25 @@ type Swept struct {
 }
 
 // Sweep removes deposited chunks of a cluster that no job will ever ask for: a
-// producer died between its first chunk and its job, or a job was given up.
+// producer died between its first chunk and its job, or was not let to discard
+// what it gave up, or a job was given up. held are further transfers (Ref.ID) to
+// keep: those of dead letters, which can be tried again.
+//
 // Only transfers whose newest chunk was stored before the given time go, so
 // that time must be further back than any Deposit and the publishing of its
-// job can take; for WAL that was acknowledged from the queue, further back
-// than the host that sent it may be away with its spool.
+// job can take. No chunk without a job is ever used again: who has to send a
+// file again deposits it anew.
 //
 // Chunks are listed before jobs: a job published after its chunks were listed
 // is seen, and one that was done meanwhile has discarded them itself. When
 // anything cannot be read, nothing is removed.
-func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, before time.Time) (Swept, error) {
+func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, before time.Time, held ...string) (Swept, error) {
 	transfers, err := q.transfers(ctx, c)
 	if err != nil {
 		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
 	}
 	for id, t := range transfers {
-		if !t.newest.Before(before) {
+		if !t.newest.Before(before) || slices.Contains(held, id) {
 			delete(transfers, id)
 		}
 	}

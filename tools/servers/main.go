@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/walherd/walherd/messages/bustest/natstest"
 	"github.com/walherd/walherd/storage/azure/azuretest"
 	"github.com/walherd/walherd/storage/gcs/gcstest"
 	"github.com/walherd/walherd/storage/s3/s3test"
@@ -18,7 +19,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	for _, build := range []func(context.Context) (string, error){s3test.Build, gcstest.Build, azuretest.Install} {
+	for _, build := range []func(context.Context) (string, error){s3test.Build, natstest.Build, gcstest.Build, azuretest.Install} {
 		if _, err := build(ctx); err != nil {
 			stop()
 			fmt.Fprintln(os.Stderr, "servers:", err)

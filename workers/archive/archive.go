@@ -14,6 +14,8 @@ package archive
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -69,6 +71,13 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 		return bus.Reject(err)
 	}
 	got, err := h.store(ctx, aj)
+	if reason(err) == messages.ReasonDamaged {
+		// The bytes may be gone because another worker had the same job, or
+		// the archiver asked twice: then the object is there.
+		if object, ok := h.alreadyStored(ctx, aj); ok {
+			got, err = stored{storage: got.storage, object: object, equal: true}, nil
+		}
+	}
 	switch {
 	case errors.Is(err, storage.ErrPermanent) && h.another(ctx, got.storage):
 		return bus.Retry(0, err)
@@ -85,6 +94,37 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	}
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes, File: aj.Name, SHA256: aj.Bytes.SHA256})
 	return nil
+}
+
+// alreadyStored reports whether the archived file of that name has the digest
+// that the job tells.
+func (h *Handler) alreadyStored(ctx context.Context, aj messages.ArchiveJob) (object string, ok bool) {
+	if aj.Bytes.SHA256 == "" {
+		return "", false
+	}
+	where, err := h.Choose(ctx)
+	if err != nil {
+		return "", false
+	}
+	key, ext, err := where.FindWAL(ctx, aj.Name, h.Codec.Compress.Method.Extension(), compress.Extensions())
+	if err != nil {
+		return "", false
+	}
+	raw, err := where.OpenObject(ctx, key, storage.Range{})
+	if err != nil {
+		return "", false
+	}
+	defer raw.Close()
+	plain, err := h.Codec.Open(ctx, raw, ext)
+	if err != nil {
+		return "", false
+	}
+	defer plain.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, plain); err != nil || hex.EncodeToString(sum.Sum(nil)) != aj.Bytes.SHA256 {
+		return "", false
+	}
+	return key[strings.LastIndexByte(key, '/')+1:], true
 }
 
 // reason is what a program can make of a failure.
