@@ -9,6 +9,7 @@ TIMEOUT  ?= 14m
 FUZZTIME ?= 10s
 BENCH    ?=
 DEMO     ?=
+FAULTS   ?=
 
 # Where Debian's packages put the servers; the versions of pg.MinMajor to
 # pg.MaxMajor.
@@ -139,16 +140,25 @@ bench: deps build ## measure; flags for the bench: make bench BENCH='-h'
 demo: deps build ## backup, restore and proof on a throw-away cluster; flags: make demo DEMO='-h'
 	$(GO) run ./tools/demo $(DEMO)
 
+.PHONY: faults
+faults: deps servers ## ten minutes of faults on a fleet; flags: make faults FAULTS='-h'
+	$(GO) run ./tools/faults $(FAULTS)
+
+.PHONY: matrix
+matrix: deps ## PostgreSQL 13 to 18, for the tests that use what is installed
+	$(GO) run ./tools/pgmatrix
+
 .PHONY: fuzz
 fuzz: go ## every fuzz target for FUZZTIME (10s)
 	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
 	  grep -o '^func Fuzz[A-Za-z0-9_]*' "$$file" | while read -r _ target; do \
 	    echo "$$(dirname "$$file") $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "$$(dirname "$$file")"; \
 	  done; \
 	done
 
 .PHONY: clean
 clean: ## remove bin and the templates of test clusters
 	rm -rf bin
+	rm -rf /var/tmp/walherd-pgmatrix-$$(id -u)-*
 	rm -rf /var/tmp/walherd-pgtest-$$(id -u) /var/tmp/walherd-pgtest-$$(id -u postgres 2>/dev/null || echo none) 2>/dev/null || true
