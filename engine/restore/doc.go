@@ -1,6 +1,6 @@
-// Package restore turns the stored parts of a full backup into a data
-// directory that PostgreSQL can start from. NewPlan decides what goes where
-// and is pure; Run does it over a Source.
+// Package restore turns the stored parts of a backup into a data directory that
+// PostgreSQL can start from. NewPlan decides what goes where and is pure; Run
+// does it over a Source.
 //
 // Nothing an archive says is trusted: names stay inside the directory they
 // were planned for, links are never made from it, an archive that ends early
@@ -13,7 +13,14 @@
 // on disk, and until then the file MarkerName says what is incomplete. Run
 // never cleans up: what is there may be what is left of a disaster.
 //
-// Increments are not restored by this version. The place for them is the
-// writing of one file (attempt.file) and a chain of plans; NewPlan refuses
-// an increment before anything is written.
+// An increment is restored with the backups it builds on: Chain finds them,
+// NewChainPlan decides, out of their lists of files, where each file of the
+// target and each part of it comes from, and RunChain does it, in the order of
+// the backups or from the target back. Both orders give the same tree: what the
+// target does not list is not restored, and a page that is zero in the target
+// stays zero. A list that is missing or contradicts another is refused, since
+// nothing else tells an increment of a file from a file.
+//
+// Memory goes with the number of files, some 40 bytes and the name for each, and
+// not with their size.
 package restore

@@ -3,12 +3,15 @@ package restore
 import (
 	"errors"
 	"fmt"
+
+	"github.com/walherd/walherd/engine/pg"
 )
 
 // What can go wrong, for errors.Is.
 var (
-	// ErrIncrement: the backup is an increment.
-	ErrIncrement = errors.New("increments cannot be restored by this version")
+	// ErrIncrement: the backup is an increment, and was given without the
+	// backups it builds on.
+	ErrIncrement = errors.New("an increment cannot be restored without its chain")
 	// ErrIncomplete: the backup lacks something without which the result
 	// would not be the cluster that was backed up.
 	ErrIncomplete = errors.New("backup is incomplete")
@@ -21,6 +24,9 @@ var (
 
 // ObjectError tells which stored object made a restore fail.
 type ObjectError struct {
+	// Backup is the one the object belongs to, which may be a base of the
+	// one that is restored.
+	Backup pg.BackupName
 	Object string
 	// Attempts is how often the object was tried.
 	Attempts int
@@ -30,9 +36,9 @@ type ObjectError struct {
 // Error implements error.
 func (e *ObjectError) Error() string {
 	if e.Attempts > 1 {
-		return fmt.Sprintf("restore object %s (%d attempts): %v", e.Object, e.Attempts, e.Err)
+		return fmt.Sprintf("restore object %s of %s (%d attempts): %v", e.Object, e.Backup, e.Attempts, e.Err)
 	}
-	return fmt.Sprintf("restore object %s: %v", e.Object, e.Err)
+	return fmt.Sprintf("restore object %s of %s: %v", e.Object, e.Backup, e.Err)
 }
 
 // Unwrap returns the cause of the last attempt.

@@ -35,6 +35,16 @@ type Request struct {
 	// Concurrency is how many parts may be restored at once; 0 is
 	// DefaultConcurrency.
 	Concurrency int
+	// Reverse restores a chain from the target down to its base, so that a
+	// page is written once; see NewChainPlan. The result is the same.
+	Reverse bool
+	// SkipRedundant leaves out the tars of a chain's older backups that,
+	// by their lists, hold nothing which is still needed. A tar that is not
+	// listed is read.
+	SkipRedundant bool
+	// PageSize of the cluster in bytes, of a chain; 0 is
+	// page.DefaultSize.
+	PageSize int
 }
 
 // Plan is what Run will do. It is a value to print, and not changed by Run.
@@ -45,6 +55,11 @@ type Plan struct {
 	// then Control, each in the order given.
 	Data, Label, Control []Object
 	Concurrency          int
+	// Bases are the backups that an increment builds on, base first; none
+	// for a full backup.
+	Bases []Step
+	// chain is nil for a full backup.
+	chain *chain
 	// Tablespaces are made before the first entry is written.
 	Tablespaces []Placement
 	// DropTablespaceMap leaves the backup's tablespace_map out: PostgreSQL
@@ -97,7 +112,7 @@ func isWALE(name pg.BackupName) bool {
 }
 
 // NewPlan plans the restore of a full backup out of parts. It refuses an
-// increment (ErrIncrement), and a list that cannot be a whole backup
+// increment (ErrIncrement), which takes NewChainPlan, and a list that cannot be a whole backup
 // (ErrIncomplete).
 //
 // The tablespaces go where the request's Spec says. Without one, and restored
@@ -106,30 +121,31 @@ func isWALE(name pg.BackupName) bool {
 // to the cluster that is still running on this host, and a restore into a
 // fresh directory must not need a spec to be safe.
 func NewPlan(parts []Object, r Request) (*Plan, error) {
-	if r.Sentinel == nil {
-		return nil, fmt.Errorf("plan restore of %s: no sentinel", r.Backup)
+	if r.Sentinel != nil && r.Sentinel.Increment != nil {
+		return nil, fmt.Errorf("plan restore of %s: it is an increment of %q: %w", r.Backup, r.Sentinel.Parent, ErrIncrement)
 	}
-	if r.Sentinel.Increment != nil {
-		return nil, fmt.Errorf("plan restore of %s: it is an increment of %q: %w; restore the full backup %s, or use wal-g for this one",
-			r.Backup, r.Sentinel.Parent, ErrIncrement, cmp.Or(string(r.Sentinel.Root), "it is based on"))
+	files := func(v manifest.FilesVisitor) error {
+		for _, name := range r.Expected {
+			if err := v.Tar(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	if !filepath.IsAbs(r.Destination) {
-		return nil, fmt.Errorf("plan restore of %s: destination %q is not an absolute path", r.Backup, r.Destination)
-	}
-	p := &Plan{Backup: r.Backup, Destination: filepath.Clean(r.Destination), Keep: r.Keep}
-	if err := p.sortParts(parts, r); err != nil {
-		return nil, fmt.Errorf("plan restore of %s: %w", r.Backup, err)
-	}
-	if err := p.placeTablespaces(r.Sentinel.Spec, r.Spec); err != nil {
-		return nil, fmt.Errorf("plan restore of %s: %w", r.Backup, err)
-	}
-	return p, nil
+	return NewChainPlan([]Link{{Backup: r.Backup, Sentinel: r.Sentinel, Parts: parts, Files: files}}, r)
 }
 
-// StoredBytes is the sum of the sizes of all objects the plan reads.
+// StoredBytes is the sum of the sizes of all objects the plan reads; with
+// redundant tars left out it may be less.
 func (p *Plan) StoredBytes() int64 {
 	var n int64
-	for _, group := range [][]Object{p.Data, p.Label, p.Control} {
+	groups := [][]Object{p.Data, p.Label, p.Control}
+	for _, b := range p.Bases {
+		if b.Wanted > 0 {
+			groups = append(groups, b.Data)
+		}
+	}
+	for _, group := range groups {
 		for _, o := range group {
 			n += o.Size
 		}
@@ -137,37 +153,52 @@ func (p *Plan) StoredBytes() int64 {
 	return n
 }
 
-func (p *Plan) sortParts(parts []Object, r Request) error {
+// group is a backup's objects by kind, each sorted by name.
+type group struct{ data, label, control []Object }
+
+// sortObjects tells the objects apart, and misses those that are expected.
+func sortObjects(parts []Object, expected []string) (g group, err error) {
 	sorted := slices.SortedFunc(slices.Values(parts), func(a, b Object) int { return cmp.Compare(a.Name, b.Name) })
 	for i, o := range sorted {
 		if i > 0 && sorted[i-1].Name == o.Name {
-			return fmt.Errorf("object %s is listed twice", o.Name)
+			return group{}, fmt.Errorf("object %s is listed twice", o.Name)
 		}
 		switch {
 		case isTar(o.Name, pack.ControlTarName):
-			p.Control = append(p.Control, o)
+			g.control = append(g.control, o)
 		case isTar(o.Name, pack.LabelTarName):
-			p.Label = append(p.Label, o)
+			g.label = append(g.label, o)
 		default:
-			p.Data = append(p.Data, o)
+			g.data = append(g.data, o)
 		}
 	}
 	var lost []string
-	for _, name := range r.Expected {
-		if !slices.ContainsFunc(sorted, func(o Object) bool { return o.Name == name }) {
+	for _, name := range expected {
+		_, found := slices.BinarySearchFunc(sorted, name, func(o Object, name string) int { return cmp.Compare(o.Name, name) })
+		if !found {
 			lost = append(lost, name)
 		}
 	}
 	switch {
 	case len(lost) > 0:
-		return fmt.Errorf("%w: the storage lacks %s", ErrIncomplete, strings.Join(lost, ", "))
-	case len(p.Data) == 0:
-		return fmt.Errorf("%w: the storage holds no data part", ErrIncomplete)
-	case len(p.Control)+len(p.Label) == 0 && !isWALE(r.Backup):
+		return group{}, fmt.Errorf("%w: the storage lacks %s", ErrIncomplete, strings.Join(lost, ", "))
+	case len(g.data) == 0:
+		return group{}, fmt.Errorf("%w: the storage holds no data part", ErrIncomplete)
+	}
+	return g, nil
+}
+
+// complete refuses objects that cannot make a directory which starts.
+func (g group) complete(backup pg.BackupName) error {
+	if len(g.control)+len(g.label) == 0 && !isWALE(backup) {
 		return fmt.Errorf("%w: the storage holds neither pg_control.tar nor backup_label.tar", ErrIncomplete)
 	}
-	p.Concurrency = min(len(p.Data), cmp.Or(max(r.Concurrency, 0), DefaultConcurrency))
 	return nil
+}
+
+// concurrency is how many of n parts to restore at once.
+func concurrency(n, asked int) int {
+	return min(n, cmp.Or(max(asked, 0), DefaultConcurrency))
 }
 
 func (p *Plan) placeTablespaces(original, wanted *manifest.TablespaceSpec) error {

@@ -73,7 +73,7 @@ func TestPlanRefuses(t *testing.T) {
 		says    string
 	}{
 		"an increment": {full, Request{Destination: "/d", Sentinel: &manifest.Sentinel{Increment: &manifest.Increment{
-			Parent: "base_000000010000000000000002", Root: "base_000000010000000000000001", Count: 2}}}, ErrIncrement, "increments cannot be restored by this version"},
+			Parent: "base_000000010000000000000002", Root: "base_000000010000000000000001", Count: 2}}}, ErrIncrement, "without its chain"},
 		"a catch-up backup":      {full, Request{Destination: "/d", Sentinel: &manifest.Sentinel{Increment: &manifest.Increment{Count: 1}}}, ErrIncrement, ""},
 		"nothing":                {nil, Request{Destination: "/d", Sentinel: sentinel}, ErrIncomplete, ""},
 		"no data":                {objects("pg_control.tar"), Request{Destination: "/d", Sentinel: sentinel}, ErrIncomplete, "data part"},

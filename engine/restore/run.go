@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walherd/walherd/engine/pack"
+	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/telemetry"
 )
 
 // DefaultAttempts is how often an object is tried unless a Config says
@@ -68,8 +71,9 @@ type Config struct {
 
 // Progress is the state of a restore after some bytes.
 type Progress struct {
-	// Object is the part that went on; ObjectBytes of file content are
+	// Object is the part of Backup that went on; ObjectBytes of file content are
 	// restored from it. They start at 0 again with another attempt.
+	Backup      pg.BackupName
 	Object      string
 	ObjectBytes int64
 	// Done is set once, when the object is complete.
@@ -90,7 +94,13 @@ type Result struct {
 	Notes []string
 }
 
-// Run restores a plan from src. It returns when every goroutine it started
+// Run restores the plan of a full backup from src. RunChain tells the rest.
+func Run(ctx context.Context, p *Plan, src Source, cfg Config) (Result, error) {
+	return RunChain(ctx, p, []Source{src}, cfg)
+}
+
+// RunChain restores a plan from the backups' sources, those of p.Bases first and
+// the target's last. It returns when every goroutine it started
 // has ended. On an error the destination stays as it is, marked, without
 // global/pg_control (unless all that failed was to remove the marker); an
 // ObjectError in the error names the object that failed.
@@ -101,9 +111,19 @@ type Result struct {
 // global/pg_control the last object's counts, so that of pg_control.tar.
 // Directories may be repeated.
 //
+// Of a chain, one backup after the other is restored, each with its parts at
+// once, and the label and the control file come from the target alone. A file
+// of a chain that its backup lists and does not have is ErrIncomplete. An
+// increment is put on the file as the older backups have it, or, in reverse
+// order, older backups give the pages which the newer did not; which pages those
+// are is kept in a file without a name in the destination, a bit for a page.
+//
 // Owners, times and links of the archive are not restored. Links are noted:
 // WAL-G does not store where they point to.
-func Run(ctx context.Context, p *Plan, src Source, cfg Config) (Result, error) {
+func RunChain(ctx context.Context, p *Plan, sources []Source, cfg Config) (Result, error) {
+	if len(sources) != len(p.Bases)+1 {
+		return Result{}, fmt.Errorf("restore %s: %d sources for %d backups", p.Backup, len(sources), len(p.Bases)+1)
+	}
 	if cfg.Decompress == nil {
 		return Result{}, fmt.Errorf("restore %s: no Decompress in the configuration", p.Backup)
 	}
@@ -119,8 +139,9 @@ func Run(ctx context.Context, p *Plan, src Source, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("restore %s: %w", p.Backup, err)
 	}
-	r := &restorer{plan: p, src: src, cfg: cfg, target: t}
-	if err := r.run(ctx); err != nil {
+	r := &restorer{plan: p, sources: sources, cfg: cfg, target: t}
+	err = r.run(ctx)
+	if err = errors.Join(err, r.layers.close()); err != nil {
 		err = errors.Join(err, t.explain(err), t.close())
 		return r.result(), fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, err)
 	}
@@ -138,10 +159,11 @@ func defaultBackoff() backoff.BackOff {
 }
 
 type restorer struct {
-	plan   *Plan
-	src    Source
-	cfg    Config
-	target *target
+	plan    *Plan
+	sources []Source
+	cfg     Config
+	target  *target
+	layers  *layers // nil for a full backup
 
 	buffers sync.Pool // *buffers
 	files   atomic.Int64
@@ -176,7 +198,7 @@ const (
 )
 
 func (r *restorer) run(ctx context.Context) error {
-	if err := r.data(ctx); err != nil {
+	if err := r.allData(ctx); err != nil {
 		return err
 	}
 	for _, group := range []struct {
@@ -184,7 +206,7 @@ func (r *restorer) run(ctx context.Context) error {
 		objects []Object
 	}{{labelPhase, r.plan.Label}, {controlPhase, r.plan.Control}} {
 		for _, o := range group.objects {
-			if err := r.object(ctx, o, group.phase); err != nil {
+			if err := r.object(ctx, o, len(r.plan.Bases), group.phase); err != nil {
 				return err
 			}
 		}
@@ -214,14 +236,70 @@ func (r *restorer) run(ctx context.Context) error {
 	return nil
 }
 
-func (r *restorer) data(ctx context.Context) error {
+// allData restores the data parts of all backups.
+func (r *restorer) allData(ctx context.Context) (err error) {
+	if r.plan.chain == nil {
+		return r.data(ctx, 0, r.plan.Data)
+	}
+	if r.layers, err = newLayers(r.plan.chain, r.target); err != nil {
+		return err
+	}
+	for _, step := range r.layers.order() {
+		if err := r.oneStep(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneStep restores what is needed of one backup of a chain.
+func (r *restorer) oneStep(ctx context.Context, step int) error {
+	l, last := r.layers, step == len(r.plan.Bases)
+	objects := r.plan.Data
+	if !last {
+		objects = r.plan.Bases[step].Data
+		if !l.wantsAny(step) {
+			return nil
+		}
+	}
+	l.begin()
+	needed, redundant := l.split(step, objects)
+	if err := r.data(ctx, step, needed); err != nil {
+		return err
+	}
+	err := l.missing(step)
+	if err != nil && len(redundant) > 0 {
+		// The lists were wrong: look where nothing should be.
+		r.cfg.Log.Warn("tars that list nothing needed are read after all", telemetry.KeyBackup, r.backup(step), telemetry.KeyReason, err)
+		if err := r.data(ctx, step, redundant); err != nil {
+			return err
+		}
+		err = l.missing(step)
+	}
+	if err != nil {
+		return fmt.Errorf("backup %s: %w", r.backup(step), err)
+	}
+	l.end()
+	return nil
+}
+
+// backup is the name of the backup of a step.
+func (r *restorer) backup(step int) pg.BackupName {
+	if step < len(r.plan.Bases) {
+		return r.plan.Bases[step].Backup
+	}
+	return r.plan.Backup
+}
+
+// data restores the data parts of one backup.
+func (r *restorer) data(ctx context.Context, step int, objects []Object) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(r.plan.Concurrency)
-	for _, o := range r.plan.Data {
+	for _, o := range objects {
 		if groupCtx.Err() != nil {
 			break
 		}
-		group.Go(func() error { return r.object(groupCtx, o, dataPhase) })
+		group.Go(func() error { return r.object(groupCtx, o, step, dataPhase) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
@@ -243,15 +321,15 @@ func (r *restorer) check() error {
 }
 
 // object restores one object, in several attempts if need be.
-func (r *restorer) object(ctx context.Context, o Object, ph phase) error {
+func (r *restorer) object(ctx context.Context, o Object, step int, ph phase) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	log := r.cfg.Log.With("object", o.Name)
-	a := &attempt{restorer: r, object: o, phase: ph}
+	log := r.cfg.Log.With(telemetry.KeyBackup, r.backup(step), telemetry.KeyObject, o.Name)
+	a := &attempt{restorer: r, object: o, step: step, phase: ph}
 	try := func() (struct{}, error) {
 		a.number++
-		err := a.run(ctx)
+		err := a.try(ctx)
 		switch {
 		case err == nil:
 			return struct{}{}, nil
@@ -265,7 +343,7 @@ func (r *restorer) object(ctx context.Context, o Object, ph phase) error {
 		backoff.WithMaxTries(uint(r.cfg.Attempts)),
 		backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, pause time.Duration) {
-			log.Warn("restore of an object failed, trying again", "attempt", a.number, "pause", pause, "error", err)
+			log.Warn("restore of an object failed, trying again", telemetry.KeyAttempt, a.number, "pause", pause, telemetry.KeyError, err)
 		}))
 	switch cause := context.Cause(ctx); {
 	case err != nil && cause != nil:
@@ -275,9 +353,9 @@ func (r *restorer) object(ctx context.Context, o Object, ph phase) error {
 		if p := (*backoff.PermanentError)(nil); errors.As(err, &p) {
 			err = p.Unwrap()
 		}
-		return &ObjectError{Object: o.Name, Attempts: a.number, Err: err}
+		return &ObjectError{Backup: r.backup(step), Object: o.Name, Attempts: a.number, Err: err}
 	}
-	log.Debug("object restored", "bytes", a.now.bytes)
+	log.Debug("object restored", telemetry.KeyBytes, a.now.bytes)
 	return nil
 }
 
@@ -292,10 +370,14 @@ func (r *restorer) retryable(err error) bool {
 type attempt struct {
 	*restorer
 	object Object
+	step   int
 	phase  phase
 
-	// number counts the runs.
+	// number counts the runs. Of a chain, run is a number that no other run
+	// of any attempt has, and runs are those of this attempt.
 	number int
+	run    uint32
+	runs   []uint32
 	// made is how many file entries of the object the runs so far have
 	// created: those, and no other, a further run may replace.
 	made int
@@ -315,9 +397,9 @@ type tally struct {
 	odd   int
 }
 
-func (a *attempt) run(ctx context.Context) (err error) {
+func (a *attempt) try(ctx context.Context) (err error) {
 	a.begin()
-	stored, err := a.src.Open(ctx, a.object.Name)
+	stored, err := a.sources[a.step].Open(ctx, a.object.Name)
 	if err != nil {
 		return fmt.Errorf("open object: %w", err)
 	}
@@ -392,6 +474,9 @@ func readError(err error) error {
 }
 
 func (a *attempt) entry(ctx context.Context, h pack.Header, content io.Reader, buf []byte) error {
+	if a.layers != nil && a.phase == dataPhase {
+		return a.layer(ctx, h, content, buf)
+	}
 	if h.IsDir() {
 		return a.target.directory(h.Name, h.Mode)
 	}
@@ -409,14 +494,31 @@ func (a *attempt) entry(ctx context.Context, h pack.Header, content io.Reader, b
 	return a.file(ctx, h, content, buf)
 }
 
-// file writes one file. It is where an increment would be applied instead.
-func (a *attempt) file(ctx context.Context, h pack.Header, content io.Reader, buf []byte) (err error) {
+// file writes one file of a full backup, or one that comes after all parts.
+func (a *attempt) file(ctx context.Context, h pack.Header, content io.Reader, buf []byte) error {
 	replace := a.phase != dataPhase || a.now.entries < a.made
 	a.now.entries++
+	if err := a.write(ctx, h, content, buf, replace); err != nil {
+		return err
+	}
+	if h.Name == labelPath {
+		a.label.Store(true)
+	}
+	return nil
+}
+
+// create opens a new file for an entry.
+func (a *attempt) create(h pack.Header, replace bool) (*os.File, error) {
 	f, err := a.target.create(h.Name, h.Mode, replace)
 	if errors.Is(err, fs.ErrExist) {
-		return final(archiveError("the file occurs twice in the backup, or its name is taken by another kind of entry: %w", err))
+		return nil, final(archiveError("the file occurs twice in the backup, or its name is taken by another kind of entry: %w", err))
 	}
+	return f, err
+}
+
+// write writes one whole file.
+func (a *attempt) write(ctx context.Context, h pack.Header, content io.Reader, buf []byte, replace bool) (err error) {
+	f, err := a.create(h, replace)
 	if err != nil {
 		return err
 	}
@@ -438,9 +540,6 @@ func (a *attempt) file(ctx context.Context, h pack.Header, content io.Reader, bu
 		a.wrote(int64(n))
 	}
 	a.now.files++
-	if h.Name == labelPath {
-		a.label.Store(true)
-	}
 	return nil
 }
 
@@ -503,6 +602,15 @@ func (a *attempt) foreign(f pack.Foreign) error {
 	if dir, oid := path.Split(f.Name); dir == "pg_tblspc/" && a.target.spaces[oid] != nil {
 		return nil // the plan's own link is there
 	}
+	if a.layers != nil {
+		// It is not lost, and it is noted once.
+		if i, ok := a.layers.files.find(fileKey(f.Name)); ok && a.layers.holds(a.step, i) != nothing {
+			a.layers.claims[i].Store(a.run)
+		}
+		if a.step < a.layers.last {
+			return nil
+		}
+	}
 	kind := "special file"
 	if f.Type == tar.TypeSymlink || f.Type == tar.TypeLink {
 		kind = "link"
@@ -529,6 +637,10 @@ func (m meter) Read(p []byte) (int, error) {
 func (a *attempt) begin() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.layers != nil {
+		a.run = a.layers.runs.Add(1)
+		a.runs = append(a.runs, a.run)
+	}
 	a.progress.Bytes -= a.now.bytes
 	a.progress.StoredBytes -= a.now.stored
 	a.now = tally{}
@@ -565,7 +677,7 @@ func (a *attempt) report(done bool) {
 		return
 	}
 	p := a.progress
-	p.Object, p.ObjectBytes, p.Done = a.object.Name, a.now.bytes, done
+	p.Backup, p.Object, p.ObjectBytes, p.Done = a.backup(a.step), a.object.Name, a.now.bytes, done
 	a.cfg.Progress(p)
 }
 
