@@ -1,0 +1,248 @@
+package catalog
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/walherd/walherd/engine/pg"
+)
+
+// Status is the verdict of a check, in the words of wal-verify.
+type Status string
+
+// The verdicts.
+const (
+	StatusOK      Status = "OK"
+	StatusWarning Status = "WARNING"
+	StatusFailure Status = "FAILURE"
+)
+
+// SegmentStatus tells what became of segments that should be stored, in the
+// words of wal-verify.
+type SegmentStatus string
+
+// The states of a segment.
+const (
+	SegmentFound     SegmentStatus = "FOUND"
+	SegmentDelayed   SegmentStatus = "MISSING_DELAYED"   // not offered for archiving yet
+	SegmentUploading SegmentStatus = "MISSING_UPLOADING" // may be on its way
+	SegmentLost      SegmentStatus = "MISSING_LOST"
+)
+
+// SegmentRange is a row of neighboring segments of one state.
+type SegmentRange struct {
+	Timeline    pg.Timeline
+	First, Last pg.SegmentName
+	Count       uint64
+	Status      SegmentStatus
+}
+
+// IntegrityCheck says what to verify.
+type IntegrityCheck struct {
+	// Timeline and LSN are where the cluster is.
+	Timeline pg.Timeline
+	LSN      pg.LSN
+	// MaxDelayed is how many segments at the head may not have been offered
+	// yet, Uploading how many behind them may be on their way.
+	MaxDelayed, Uploading uint64
+	// Backup is where to end; empty: at the earliest backup of the
+	// cluster's history that is not permanent.
+	Backup pg.BackupName
+	// Storages are those to look in; none: all.
+	Storages []string
+}
+
+// IntegrityReport is the result of the integrity check.
+type IntegrityReport struct {
+	Status Status
+	// Ranges are in chronological order; empty when nothing was scanned.
+	Ranges []SegmentRange
+	// Backup is where the scan ends; nil: no backup qualified, and the scan
+	// went down to segment 1.
+	Backup *Stored
+}
+
+// VerifyIntegrity looks whether every segment from the earliest backup's start
+// up to, without it, the one the cluster is in is stored, along the history of
+// the cluster's timeline.
+//
+// Missing segments at the head are told apart: up to MaxDelayed, ending at the
+// first one found, are delayed; then within a stretch of Uploading segments,
+// which begins with that first one, they are uploading; all older are lost.
+// Without a backup to end at, the missing segments before the first stored one
+// were needed by nobody we know: they are a warning at most.
+//
+// ErrNotFound when the backup asked for does not exist or is not of this
+// history.
+func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
+	var rep IntegrityReport
+	path := v.path(c.Timeline)
+	backup, err := v.earliest(c, path)
+	if err != nil {
+		return rep, fmt.Errorf("verify WAL integrity: %w", err)
+	}
+	rep.Backup = backup
+	first := uint64(1)
+	if backup != nil {
+		first, _, _ = v.NeedsWAL(backup)
+	}
+	segments := v.Segments(c.Storages...)
+	current := uint64(c.LSN) / uint64(v.size)
+
+	// Newest first, to be turned round at the end.
+	delayed, uploading, atHead := c.MaxDelayed, c.Uploading, c.MaxDelayed > 0
+	emit := func(tl pg.Timeline, r Run, s SegmentStatus) {
+		lo := pg.SegmentAt(tl, r.First, v.size)
+		if n := len(rep.Ranges); n > 0 && rep.Ranges[n-1].Timeline == tl && rep.Ranges[n-1].Status == s {
+			rep.Ranges[n-1].First = lo
+			rep.Ranges[n-1].Count += r.Len()
+			return
+		}
+		rep.Ranges = append(rep.Ranges, SegmentRange{Timeline: tl, First: lo, Last: pg.SegmentAt(tl, r.Last, v.size), Count: r.Len(), Status: s})
+	}
+	for _, leg := range slices.Backward(path) {
+		if current == 0 || leg.First > current-1 || leg.Last < first {
+			continue
+		}
+		window := Run{max(leg.First, first), min(leg.Last, current-1)}
+		rows := slices.Collect(segments[leg.Timeline].Within(window))
+		found := len(rows)
+		rows = slices.AppendSeq(rows, segments[leg.Timeline].Gaps(window))
+		isFound := make(map[Run]bool, found)
+		for _, r := range rows[:found] {
+			isFound[r] = true
+		}
+		slices.SortFunc(rows, func(a, b Run) int { return -compareRuns(a, b) })
+		for _, r := range rows {
+			if isFound[r] {
+				atHead = false
+				uploading -= min(uploading, r.Len())
+				emit(leg.Timeline, r, SegmentFound)
+				continue
+			}
+			take := func(n uint64, s SegmentStatus) (rest bool) {
+				if n = min(n, r.Len()); n == 0 {
+					return true
+				}
+				emit(leg.Timeline, Run{r.Last - n + 1, r.Last}, s)
+				if n == r.Len() {
+					return false
+				}
+				r.Last -= n
+				return true
+			}
+			if atHead {
+				n := min(delayed, r.Len())
+				delayed -= n
+				atHead = delayed > 0
+				if !take(n, SegmentDelayed) {
+					continue
+				}
+			}
+			n := min(uploading, r.Len())
+			uploading -= n
+			if take(n, SegmentUploading) {
+				emit(leg.Timeline, r, SegmentLost)
+			}
+		}
+	}
+	slices.Reverse(rep.Ranges)
+	rep.Status = StatusOK
+	leading := backup == nil
+	for _, r := range rep.Ranges {
+		switch {
+		case r.Status == SegmentFound:
+			leading = false
+		case r.Status == SegmentLost && !leading:
+			rep.Status = StatusFailure
+		case rep.Status == StatusOK:
+			rep.Status = StatusWarning
+		}
+	}
+	return rep, nil
+}
+
+func compareRuns(a, b Run) int {
+	switch {
+	case a.First < b.First:
+		return -1
+	case a.First > b.First:
+		return 1
+	}
+	return 0
+}
+
+// leg is the stretch of one timeline on the way to another; a segment in which
+// the timeline changes belongs to the later one.
+type leg struct {
+	Timeline    pg.Timeline
+	First, Last uint64
+}
+
+// path is the way to timeline tl by its known history, oldest leg first. An
+// unknown history is a single leg.
+func (v *Inventory) path(tl pg.Timeline) []leg {
+	var out []leg
+	next := uint64(0)
+	h, _ := v.History(tl)
+	for _, s := range h.Switches {
+		end := uint64(s.LSN) / uint64(v.size)
+		if end > next {
+			out = append(out, leg{s.Timeline, next, end - 1})
+			next = end
+		}
+	}
+	return append(out, leg{tl, next, ^uint64(0)})
+}
+
+// earliest is the backup at which the integrity check ends, nil for none.
+func (v *Inventory) earliest(c IntegrityCheck, path []leg) (*Stored, error) {
+	var best *Stored
+	var bestFirst uint64
+	for _, b := range v.Backups() {
+		if !b.Listed || b.ID.Folder != BaseBackups || len(c.Storages) > 0 && !slices.Contains(c.Storages, b.ID.Storage) {
+			continue
+		}
+		if c.Backup != "" && b.ID.Name != c.Backup || c.Backup == "" && b.Details.Permanent {
+			continue
+		}
+		on := slices.ContainsFunc(path, func(l leg) bool {
+			n := b.Segment.Number(v.size)
+			// The segment of the switch is on both.
+			return l.Timeline == b.Segment.Timeline && n >= l.First && (n <= l.Last || n-1 == l.Last)
+		})
+		if !on {
+			continue
+		}
+		if first, _, _ := v.NeedsWAL(b); best == nil || first < bestFirst {
+			best, bestFirst = b, first
+		}
+	}
+	if best == nil && c.Backup != "" {
+		return nil, fmt.Errorf("find backup %q in the history of timeline %d: %w: backup-list shows those there are", c.Backup, c.Timeline, ErrNotFound)
+	}
+	return best, nil
+}
+
+// TimelineCheck is the result of the timeline check: whether the cluster is on
+// the highest timeline that has segments. Another one points to two clusters
+// that archive to one place.
+type TimelineCheck struct {
+	Status Status
+	// Highest is 0, and the status a warning, when no segment is stored.
+	Current, Highest pg.Timeline
+}
+
+// VerifyTimeline compares the cluster's timeline with the stored ones.
+func (v *Inventory) VerifyTimeline(current pg.Timeline, storages ...string) TimelineCheck {
+	c := TimelineCheck{Status: StatusWarning, Current: current}
+	if tls := slices.Sorted(maps.Keys(v.Segments(storages...))); len(tls) > 0 {
+		c.Highest = tls[len(tls)-1]
+		c.Status = StatusFailure
+		if c.Highest == current {
+			c.Status = StatusOK
+		}
+	}
+	return c
+}
