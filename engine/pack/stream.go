@@ -32,7 +32,14 @@ type Report struct {
 	Missing []int32
 	// Skipped are the indexes the Opener answered with ErrSkip.
 	Skipped []int32
+	// Incremented are those whose body is an increment, as an Opener that
+	// makes such (Incrementer) tells.
+	Incremented []int32
 }
+
+// Incrementer is what an Opener may also be: it tells which entries it gave an
+// increment for in place of the file.
+type Incrementer interface{ Incremented() []int32 }
 
 // StreamOptions tunes a Stream.
 type StreamOptions struct {
@@ -195,7 +202,13 @@ func (s *Stream) closeBody() error {
 }
 
 // Report is complete once Fill has returned io.EOF.
-func (s *Stream) Report() Report { return s.report }
+func (s *Stream) Report() Report {
+	r := s.report
+	if o, ok := s.open.(Incrementer); ok {
+		r.Incremented = o.Incremented()
+	}
+	return r
+}
 
 // Close releases what is open; the stream is at its end then. It may be called
 // at any time, and more than once.

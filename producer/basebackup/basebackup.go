@@ -26,6 +26,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/walherd/walherd/engine/cluster"
+	"github.com/walherd/walherd/engine/delta"
 	"github.com/walherd/walherd/engine/manifest"
 	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/pg"
@@ -79,6 +80,10 @@ type Pusher struct {
 	NoFilesMetadata bool
 	// NoRelations leaves the names of databases and tables out of it.
 	NoRelations bool
+	// Parent is the backup to take an increment of; nil takes a full one.
+	// Where an increment of it could not be restored rightly, a full backup
+	// is taken, with a warning.
+	Parent *Parent
 }
 
 // Result is a committed backup.
@@ -215,11 +220,13 @@ type backup struct {
 	run     *run
 
 	databases map[string]pgconn.Database
+	actions   []delta.Action // nil for a full backup
 
 	mu           sync.Mutex
 	objects      []messages.StoredObject
 	tars         []tarSet // for files_metadata.json
 	missing      map[int32]bool
+	incremented  map[int32]bool
 	uncompressed int64
 	compressed   int64
 }
@@ -261,7 +268,13 @@ func (b *backup) begin(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := b.checkParent(); err != nil {
+		return err
+	}
 	b.name = pg.FullBackupName(b.start.Segment)
+	if b.Parent != nil {
+		b.name = pg.IncrementName(b.start.Segment, b.Parent.Name)
+	}
 	b.Logger.Info(fmt.Sprintf("Started backup with name %s at LSN %s", b.name, b.start.LSN))
 	b.event(ctx, messages.Event{What: messages.BackupStarted, Object: string(b.name)})
 	var lost []error
@@ -287,11 +300,17 @@ func (b *backup) begin(ctx context.Context) (err error) {
 	if b.listing.Control == nil {
 		return fmt.Errorf("scan %s: %w: global/pg_control is missing", b.DataDir, cluster.ErrNotCluster)
 	}
+	items, size := pack.Items(b.listing.Entries), b.listing.DataSize
+	if b.Parent != nil {
+		if items, size, err = b.planIncrement(); err != nil {
+			return err
+		}
+	}
 	compose := pack.Regular(pack.RegularOptions{Threshold: b.Threshold, OpenParts: b.Readers})
-	b.parts = compose(pack.Items(b.listing.Entries))
-	b.missing = map[int32]bool{}
+	b.parts = compose(items)
+	b.missing, b.incremented = map[int32]bool{}, map[int32]bool{}
 	if b.Scanned != nil {
-		b.Scanned(b.listing.DataSize)
+		b.Scanned(size)
 	}
 	b.Logger.Debug("planned", "files", b.listing.Files, "directories", b.listing.Dirs, telemetry.KeyBytes, b.listing.DataSize, "parts", len(b.parts))
 	return nil
@@ -348,7 +367,11 @@ func (b *backup) storePart(part pack.Part, readers <-chan struct{}, owners pack.
 		size: part.Size,
 		read: free,
 		open: func() (content, error) {
-			return pack.NewStream(b.listing.Entries, part, pack.NewFiles(b.listing.Root), pack.StreamOptions{Owners: owners, Limiter: limiter}), nil
+			files, err := b.opener()
+			if err != nil {
+				return nil, err
+			}
+			return pack.NewStream(b.listing.Entries, part, files, pack.StreamOptions{Owners: owners, Limiter: limiter}), nil
 		},
 	})
 	if err != nil {
@@ -376,6 +399,9 @@ func (b *backup) stored(s stored, set tarSet) {
 	}
 	for _, i := range s.Missing {
 		b.missing[i] = true
+	}
+	for _, i := range s.Incremented {
+		b.incremented[i] = true
 	}
 }
 
@@ -461,6 +487,9 @@ func (b *backup) sentinel(stop pgconn.Stop) *manifest.Sentinel {
 		UserData: b.UserData, FilesMetadataDisabled: b.NoFilesMetadata, StartTime: b.started, FinishTime: time.Now(),
 		Hostname: b.Hostname, DataDir: b.listing.Root, IsPermanent: b.Permanent,
 	}
+	if p := b.Parent; p != nil {
+		s.Increment = p.increment()
+	}
 	if len(b.listing.Tablespaces) > 0 {
 		s.Spec = &manifest.TablespaceSpec{BasePrefix: filepath.Clean(b.listing.Root)}
 		for _, t := range b.listing.Tablespaces {
@@ -478,7 +507,8 @@ func (b *backup) writeFiles(w io.Writer) error {
 			continue
 		}
 		e := &b.listing.Entries[i]
-		if err := fw.File(e.Name, manifest.File{MTime: e.ModTime().Local()}); err != nil {
+		f := manifest.File{MTime: e.ModTime().Local(), IsIncremented: b.incremented[int32(i)], IsSkipped: b.skipped(int32(i))}
+		if err := fw.File(e.Name, f); err != nil {
 			return err
 		}
 	}

@@ -43,11 +43,12 @@ func (a *app) backupPush() *cobra.Command {
 			if err := a.pickStorage(cmd); err != nil {
 				return err
 			}
-			if err := refuseLater(cmd, "verify", "store-all-corrupt", "rating-composer", "copy-composer", "database-composer",
-				"delta-from-name", "delta-from-user-data"); err != nil {
+			if err := refuseLater(cmd, "verify", "store-all-corrupt", "rating-composer", "copy-composer", "database-composer"); err != nil {
 				return err
 			}
 			stringOver(cmd, "add-user-data", &a.set.Postgres.SentinelUserData)
+			stringOver(cmd, "delta-from-name", &a.set.Postgres.DeltaFromName)
+			stringOver(cmd, "delta-from-user-data", &a.set.Postgres.DeltaFromUserData)
 			boolOver(cmd, "without-files-metadata", &a.set.Postgres.WithoutFilesMetadata)
 			if len(args) == 0 {
 				return fmt.Errorf("backup over the replication protocol (no db_directory): %w: name the data directory", errNotYet)
@@ -56,19 +57,23 @@ func (a *app) backupPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.pushBackup(cmd.Context(), args[0], permanent)
+			forced, err := cmd.Flags().GetBool("full")
+			if err != nil {
+				return err
+			}
+			return a.pushBackup(cmd.Context(), args[0], pushOptions{permanent: permanent, full: forced})
 		},
 	}
 	f := cmd.Flags()
 	f.BoolP("permanent", "p", false, "keep the backup from being deleted")
-	f.BoolP("full", "f", false, "take a full backup (this version takes no others)")
+	f.BoolP("full", "f", false, "take a full backup, whatever WALG_DELTA_MAX_STEPS says")
 	f.BoolP("verify", "v", false, "check page checksums (not supported yet)")
 	f.BoolP("store-all-corrupt", "s", false, "record every corrupt block (not supported yet)")
 	f.BoolP("rating-composer", "r", false, "pack files by how often they change (not supported yet)")
 	f.BoolP("copy-composer", "c", false, "copy unchanged parts of the last full backup (not supported yet)")
 	f.BoolP("database-composer", "b", false, "pack databases apart (not supported yet)")
-	f.String("delta-from-name", "", "base of an increment, by name (not supported yet)")
-	f.String("delta-from-user-data", "", "base of an increment, by user data (not supported yet)")
+	f.String("delta-from-name", "", "base of the increment, by name")
+	f.String("delta-from-user-data", "", "base of the increment, by user data (JSON)")
 	f.String("add-user-data", "", "JSON to keep with the backup")
 	f.Bool("without-files-metadata", false, "do not store the list of files")
 	a.targetStorageFlag(cmd)
@@ -76,14 +81,19 @@ func (a *app) backupPush() *cobra.Command {
 	return cmd
 }
 
-func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error {
+// pushOptions are what only a command line can say of a backup.
+type pushOptions struct {
+	permanent, full bool
+	data            manifest.UserData
+}
+
+func (a *app) pushBackup(ctx context.Context, dir string, opt pushOptions) error {
 	if err := a.set.ValidateBackup(); err != nil {
 		return err
 	}
-	var data manifest.UserData
 	if text := a.set.Postgres.SentinelUserData; text != "" {
 		var err error
-		if data, err = manifest.ParseUserData(text); err != nil {
+		if opt.data, err = manifest.ParseUserData(text); err != nil {
 			return fmt.Errorf("user data: %w", err)
 		}
 	}
@@ -98,7 +108,7 @@ func (a *app) pushBackup(ctx context.Context, dir string, permanent bool) error 
 		return err
 	}
 	defer f.close(ctx, a.log)
-	return a.alone(ctx, f, func(ctx context.Context) error { return a.pushThrough(ctx, f, dir, host, permanent, data) })
+	return a.alone(ctx, f, func(ctx context.Context) error { return a.pushThrough(ctx, f, dir, host, opt) })
 }
 
 // alone does work while no other host of the cluster takes a backup. A command
@@ -115,7 +125,9 @@ func (a *app) alone(ctx context.Context, f *fleet, work func(ctx context.Context
 	case err != nil:
 		return err
 	}
-	return lease.Hold(ctx, work)
+	// A broker that is away for longer than the lease lasts is no reason to
+	// give a backup up.
+	return lease.Keep(ctx, work)
 }
 
 // backupLeaseTTL is how long the lease of a host that died stands in the way.
@@ -151,7 +163,11 @@ func (a *app) backupLease(ctx context.Context, f *fleet) (*bus.Lease, error) {
 }
 
 // pushThrough takes a backup over a connected fleet.
-func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, permanent bool, data manifest.UserData) error {
+func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, opt pushOptions) error {
+	parent, err := a.deltaParent(ctx, f, opt.permanent, opt.full)
+	if err != nil {
+		return err
+	}
 	conn, err := pgconn.Connect(ctx, pgconn.Options{Logger: a.log})
 	if err != nil {
 		return err
@@ -174,7 +190,7 @@ func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, perma
 		Cluster: f.cluster, DataDir: dir, PGData: a.set.Postgres.Data, Hostname: host, SegmentSize: a.segmentSize(),
 		Threshold: int64(a.set.General.TarSizeThreshold), Readers: a.readers(), ReadLimit: limit,
 		AliveInterval: a.set.Postgres.AliveCheckInterval, StopTimeout: a.set.Postgres.StopBackupTimeout,
-		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: permanent, UserData: data,
+		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: opt.permanent, UserData: opt.data, Parent: parent,
 		NoFilesMetadata: a.set.Postgres.WithoutFilesMetadata, NoRelations: a.set.Postgres.DisablePartialRestore,
 	}
 	res, err := p.Push(ctx)
@@ -331,8 +347,8 @@ func (a *app) backupFetch() *cobra.Command {
 			if err := a.pickStorage(cmd); err != nil {
 				return err
 			}
-			// The first two only choose a way to the same tree, and there is
-			// one way for a full backup.
+			boolOver(cmd, "reverse-unpack", &a.set.Postgres.UseReverseUnpack)
+			boolOver(cmd, "skip-redundant-tars", &a.set.Postgres.SkipRedundantTars)
 			if err := refuseLater(cmd, "restore-only"); err != nil {
 				return err
 			}
@@ -365,8 +381,8 @@ func (a *app) backupFetch() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.String("target-user-data", "", "restore the one backup with this user data (JSON)")
-	f.Bool("reverse-unpack", false, "accepted: a full backup is restored one way")
-	f.Bool("skip-redundant-tars", false, "accepted: a full backup has no redundant tars")
+	f.Bool("reverse-unpack", false, "restore an increment before its bases, so that each page is written once")
+	f.Bool("skip-redundant-tars", false, "leave out tars of the bases in which nothing is still needed")
 	f.StringSlice("restore-only", nil, "restore these databases or tables only (not supported yet)")
 	f.String("mask", "", "restore only files whose path below the data directory matches, as in base/*/PG_VERSION")
 	f.String("restore-spec", "", "file that says where the tablespaces go (JSON)")
@@ -392,13 +408,9 @@ func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, na
 		return err
 	}
 	a.log.Info(fmt.Sprintf("Selecting the backup with name %s", backup))
-	doc, _, err := r.Sentinel(ctx, backup)
-	if err != nil {
-		return fmt.Errorf("read the sentinel of %s: %w", backup, err)
-	}
-	req := restore.Request{Backup: backup, Concurrency: a.set.General.DownloadConcurrency}
-	if req.Sentinel, err = manifest.ParseSentinel(doc); err != nil {
-		return fmt.Errorf("backup %s: %w", backup, err)
+	req := restore.Request{
+		Concurrency: a.set.General.DownloadConcurrency, PageSize: a.set.Postgres.BlockSize,
+		Reverse: a.set.Postgres.UseReverseUnpack, SkipRedundant: a.set.Postgres.SkipRedundantTars,
 	}
 	if req.Destination, err = filepath.Abs(destination); err != nil {
 		return fmt.Errorf("destination %s: %w", destination, err)
@@ -417,22 +429,18 @@ func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, na
 			return fmt.Errorf("restore spec %s: %w", specFile, err)
 		}
 	}
-	if req.Expected, err = expectedParts(ctx, r, backup); err != nil {
-		return err
-	}
-	src := source{r: r, backup: backup}
-	parts, err := src.Parts(ctx)
+	links, sources, err := chainOf(ctx, r, backup)
 	if err != nil {
 		return err
 	}
-	plan, err := restore.NewPlan(parts, req)
+	plan, err := restore.NewChainPlan(links, req)
 	if err != nil {
 		return err
 	}
 	total := a.progress("backup-fetch", plan.StoredBytes())
 	defer total.Finish()
 	counted := newFetchProgress(total, plan)
-	res, err := restore.Run(ctx, plan, src, restore.Config{
+	res, err := restore.RunChain(ctx, plan, sources, restore.Config{
 		Decompress: decoder(ctx, codec),
 		Attempts:   min(a.set.General.DownloadFileRetries, 2),
 		Retryable: func(err error) bool {
@@ -485,28 +493,6 @@ func (a *app) chooseBackup(ctx context.Context, stores *storages, name string) (
 	}
 	at := slices.IndexFunc(repos, func(r *repo.Repo) bool { return r.Name() == b.Storage })
 	return repos[at], b.Name, nil
-}
-
-// expectedParts are the tars that the list of files mentions, so that a lost
-// one is noticed. A backup may have no list.
-func expectedParts(ctx context.Context, r *repo.Repo, backup pg.BackupName) ([]string, error) {
-	doc, err := r.OpenFilesMetadata(ctx, backup)
-	if errors.Is(err, storage.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the list of files of %s: %w", backup, err)
-	}
-	defer doc.Close()
-	var names []string
-	err = manifest.ReadFiles(doc, manifest.FilesVisitor{Tar: func(object string) error {
-		names = append(names, object)
-		return nil
-	}})
-	if err != nil {
-		return nil, fmt.Errorf("read the list of files of %s: %w", backup, err)
-	}
-	return names, nil
 }
 
 // source gives restore the parts of one backup.

@@ -34,7 +34,7 @@ func (a *app) commands(args []string) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{err, cmd.UsageString()} })
 	root.AddCommand(
 		a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.walPrefetch(), a.worker(), a.agent(), a.serve(), a.brokerProcess(),
-		a.daemon(), a.daemonClient(), a.request(), a.healthCommand(),
+		a.daemon(), a.daemonClient(), a.request(), a.healthCommand(), a.deltaBaseCommand(),
 		a.storageTools(), a.copyCommand(), a.status(), a.queue(), a.deadLetters(), a.flags(), a.completion(),
 	)
 	for _, cmd := range append(root.Commands(), root) {

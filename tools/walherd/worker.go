@@ -18,6 +18,7 @@ import (
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/transit"
 )
 
@@ -103,7 +104,7 @@ func (w *workerSet) close() {
 }
 
 // sweepEvery is how often workers look for chunks that no job refers to.
-const sweepEvery = 15 * time.Minute
+const sweepEvery = 5 * time.Minute
 
 // sweep removes, again and again, WAL chunks whose producer died before it
 // published their job. One worker of a cluster does it at a time.
@@ -112,9 +113,8 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 	if !ok {
 		return nil
 	}
-	// Further back than any producer takes, and, where PostgreSQL is told
-	// "queued", than a host may be away with the copies in its spool.
-	age := max(24*time.Hour, 2*a.set.Walherd.WALPushTimeout)
+	// Further back than any producer takes.
+	age := max(15*time.Minute, 3*a.set.Walherd.WALPushTimeout)
 	for {
 		select {
 		case <-time.After(sweepEvery):
@@ -127,7 +127,15 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 		}
 		if err == nil {
 			err = lease.Hold(ctx, func(ctx context.Context) error {
-				swept, err := queue.Sweep(ctx, f.cluster, time.Now().Add(-age))
+				letters, err := deadletter.List(ctx, f.bus, f.cluster)
+				if err != nil {
+					return err
+				}
+				var held []string
+				for _, l := range letters {
+					held = append(held, l.Transfer())
+				}
+				swept, err := queue.Sweep(ctx, f.cluster, time.Now().Add(-age), held...)
 				if swept.Transfers > 0 {
 					a.log.Warn("removed WAL chunks that no job refers to", "transfers", swept.Transfers, "chunks", swept.Chunks)
 				}

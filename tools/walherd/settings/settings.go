@@ -157,15 +157,15 @@ type Postgres struct {
 	UseWALDelta         bool   `envconfig:"WALG_USE_WAL_DELTA" default:"false" later:"increments" effect:"warn" desc:"record which blocks WAL changes, so that an increment need not scan"`
 	ForceWALDelta       bool   `envconfig:"WALG_FORCE_WAL_DELTA" default:"false" later:"increments" effect:"warn" desc:"fail rather than scan when that record is missing"`
 
-	DeltaMaxSteps       int    `envconfig:"WALG_DELTA_MAX_STEPS" default:"0" min:"0" later:"increments" effect:"warn" desc:"increments between full backups; 0 is full backups only"`
-	DeltaOrigin         string `envconfig:"WALG_DELTA_ORIGIN" default:"LATEST" enum:"LATEST|LATEST_FULL" later:"increments" effect:"warn" desc:"what an increment is based on: the latest backup or the full backup of its chain"`
-	DeltaFromName       string `envconfig:"WALG_DELTA_FROM_NAME" later:"increments" effect:"warn" desc:"base of the next increment by name, as --delta-from-name"`
-	DeltaFromUserData   string `envconfig:"WALG_DELTA_FROM_USER_DATA" later:"increments" effect:"warn" desc:"base of the next increment by user data, as --delta-from-user-data"`
+	DeltaMaxSteps       int    `envconfig:"WALG_DELTA_MAX_STEPS" default:"0" min:"0" desc:"increments between full backups; 0 is full backups only"`
+	DeltaOrigin         string `envconfig:"WALG_DELTA_ORIGIN" default:"LATEST" enum:"LATEST|LATEST_FULL" desc:"what an increment is based on: the latest backup or the full backup of its chain"`
+	DeltaFromName       string `envconfig:"WALG_DELTA_FROM_NAME" desc:"base of the next increment by name, as --delta-from-name"`
+	DeltaFromUserData   string `envconfig:"WALG_DELTA_FROM_USER_DATA" desc:"base of the next increment by user data, as --delta-from-user-data"`
 	SentinelUserData    string `envconfig:"WALG_SENTINEL_USER_DATA" desc:"JSON kept with the backup, as --add-user-data"`
 	FetchTargetUserData string `envconfig:"WALG_FETCH_TARGET_USER_DATA" desc:"which backup to fetch, by its user data"`
 
-	UseReverseUnpack       bool `envconfig:"WALG_USE_REVERSE_UNPACK" default:"false" later:"increments" effect:"warn" desc:"restore a chain newest first"`
-	SkipRedundantTars      bool `envconfig:"WALG_SKIP_REDUNDANT_TARS" default:"false" later:"increments" effect:"warn" desc:"leave out parts that a newer backup of the chain replaces; needs WALG_USE_REVERSE_UNPACK"`
+	UseReverseUnpack       bool `envconfig:"WALG_USE_REVERSE_UNPACK" default:"false" desc:"restore a chain newest first"`
+	SkipRedundantTars      bool `envconfig:"WALG_SKIP_REDUNDANT_TARS" default:"false" desc:"leave out parts of the bases in which nothing is still needed"`
 	UseRatingComposer      bool `envconfig:"WALG_USE_RATING_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"pack files that change alike together"`
 	UseCopyComposer        bool `envconfig:"WALG_USE_COPY_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"copy unchanged parts from the previous full backup"`
 	UseDatabaseComposer    bool `envconfig:"WALG_USE_DATABASE_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"pack each database apart"`
