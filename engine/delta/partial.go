@@ -17,7 +17,7 @@ type Partial struct {
 	missing  *set
 }
 
-// Create makes f, which is empty, the newest version as far as its increment
+// Create makes f, whatever is in it, the newest version as far as its increment
 // goes. Failures are as those of Apply, and so is trying again.
 func Create(f File, d *Reader, progress func(n int64)) (*Partial, error) {
 	p := &Partial{pageSize: d.pageSize, missing: fullSet(d.pages.limit)}
@@ -109,8 +109,7 @@ func (p *Partial) stretch(f File, r io.Reader, from, end int64, buf []byte, prog
 	return nil
 }
 
-// Bytes and PartialOf store a Partial of a file of some length, and take it up
-// again; StoredSize is how many bytes that takes.
+// Bytes is what is missing, for PartialOf to take up again.
 func (p *Partial) Bytes() []byte { return p.missing.bytes() }
 
 // StoredSize is the length of Bytes for a file of fileSize bytes.

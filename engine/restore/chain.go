@@ -198,6 +198,7 @@ func newChainPlan(links []Link, target Link, r Request) (*Plan, error) {
 		}
 		expected[s] = tars
 	}
+	c.trim()
 	for i := range c.whole {
 		for s := int(c.whole[i]); s <= c.last; s++ {
 			if c.holds(s, i) != nothing {
@@ -336,9 +337,6 @@ func (c *chain) read(step int, l Link, r Request) (tars []string, err error) {
 			return nil, fmt.Errorf("%w: a later backup takes %s from this one, which does not have it", ErrFilesMetadata, c.files.name(i))
 		}
 	}
-	if c.last > 0 {
-		c.trim(step)
-	}
 	return tars, nil
 }
 
@@ -377,11 +375,14 @@ func (c *chain) file(step int, name string, f manifest.File, keep Filter, seen *
 	return nil
 }
 
-// trim forgets the files that a step's tars list and nobody wants from there.
-func (c *chain) trim(step int) {
-	for object, files := range c.tars[step] {
-		c.tars[step][object] = slices.Clip(slices.DeleteFunc(files, func(i uint32) bool {
-			return c.holds(step, int(i)) == nothing
-		}))
+// trim forgets the files that a step's tars list and nobody wants from there. It
+// has to wait until all steps are read: before, a file is pending.
+func (c *chain) trim() {
+	for step, tars := range c.tars {
+		for object, files := range tars {
+			tars[object] = slices.Clip(slices.DeleteFunc(files, func(i uint32) bool {
+				return c.holds(step, int(i)) == nothing
+			}))
+		}
 	}
 }

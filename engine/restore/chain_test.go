@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -185,7 +186,13 @@ func TestRecordedChain(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				res, err := RunChain(t.Context(), p, sources[:n], chainConfig())
+				cfg := chainConfig()
+				var log bytes.Buffer
+				cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+				res, err := RunChain(t.Context(), p, sources[:n], cfg)
+				if log.Len() > 0 {
+					t.Error(log.String())
+				}
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -789,9 +796,15 @@ func TestAnyChain(t *testing.T) {
 				rt.Fatal(err)
 			}
 			r.Destination = filepath.Join(root, "data")
-			got, err := c.run(t, r, chainConfig())
+			cfg := chainConfig()
+			var log bytes.Buffer
+			cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+			got, err := c.run(t, r, cfg)
 			if err != nil {
 				rt.Fatal(err)
+			}
+			if log.Len() > 0 {
+				rt.Fatalf("%+v: the lists are right, and yet: %s", r, log.String())
 			}
 			if err := os.RemoveAll(root); err != nil {
 				rt.Fatal(err)

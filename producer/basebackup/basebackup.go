@@ -221,6 +221,7 @@ type backup struct {
 
 	databases map[string]pgconn.Database
 	actions   []delta.Action // nil for a full backup
+	changes   delta.ChangeMap
 
 	mu           sync.Mutex
 	objects      []messages.StoredObject
@@ -302,7 +303,7 @@ func (b *backup) begin(ctx context.Context) (err error) {
 	}
 	items, size := pack.Items(b.listing.Entries), b.listing.DataSize
 	if b.Parent != nil {
-		if items, size, err = b.planIncrement(); err != nil {
+		if items, size, err = b.planIncrement(ctx); err != nil {
 			return err
 		}
 	}

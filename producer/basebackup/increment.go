@@ -1,11 +1,13 @@
 package basebackup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/walherd/walherd/engine/delta"
 	"github.com/walherd/walherd/engine/manifest"
@@ -13,6 +15,7 @@ import (
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/engine/wal"
+	"github.com/walherd/walherd/producer/pgconn"
 )
 
 // Parent is a backup that an increment is taken of.
@@ -27,14 +30,6 @@ type Parent struct {
 	Count int
 }
 
-// Why an increment is refused, for errors.Is.
-var (
-	// ErrOtherSystem: the parent is of another cluster.
-	ErrOtherSystem = errors.New("the base is a backup of another cluster")
-	// ErrNewerBase: the parent ended after this backup began.
-	ErrNewerBase = errors.New("the base is newer than this server")
-)
-
 func (p *Parent) increment() *manifest.Increment {
 	root := p.Name
 	if i := p.Sentinel.Increment; i != nil {
@@ -43,71 +38,72 @@ func (p *Parent) increment() *manifest.Increment {
 	return &manifest.Increment{ParentLSN: *p.Sentinel.LSN, Parent: p.Name, Root: root, Count: p.Count}
 }
 
-// checkParent refuses a parent that cannot be one, and drops one whose pages
-// cannot be told from this server's.
+// checkParent refuses a parent of another cluster or of the future, and drops
+// one whose pages cannot be told from this server's: after a failover a nightly
+// backup shall be a full one, not none.
 func (b *backup) checkParent() error {
 	p := b.Parent
 	if p == nil {
 		return nil
 	}
-	s := p.Sentinel
-	if s.SystemIdentifier != nil && *s.SystemIdentifier != b.server.SystemID {
-		return fmt.Errorf("increment of %s: %w: its system identifier is %d, the server's %d (take a full backup with --full, or set the storage's prefix of this cluster)",
-			p.Name, ErrOtherSystem, *s.SystemIdentifier, b.server.SystemID)
+	h, err := b.history()
+	if err == nil {
+		err = delta.CheckParent(p.Name, p.Sentinel, delta.Position{
+			LSN: b.start.LSN, SystemID: b.server.SystemID, Version: b.server.Version, History: h,
+		})
 	}
-	if s.FinishLSN != nil && *s.FinishLSN > b.start.LSN {
-		return fmt.Errorf("increment of %s: %w: the base ended at %s, this backup began at %s (a server restored to an earlier time needs --full)",
-			p.Name, ErrNewerBase, *s.FinishLSN, b.start.LSN)
-	}
-	if why := b.strayed(p); why != "" {
-		b.Logger.Warn("taking a full backup: "+why, telemetry.KeyBackup, p.Name)
+	switch {
+	case errors.Is(err, delta.ErrAhead), errors.Is(err, delta.ErrOtherSystem):
+		return fmt.Errorf("%w; take a full backup with --full if both are as they should be", err)
+	case err != nil:
+		b.Logger.Warn("taking a full backup", telemetry.KeyBackup, p.Name, "reason", err)
 		b.Parent = nil
 		return nil
 	}
-	b.Logger.Info(fmt.Sprintf("Delta backup from %s with LSN %s.", p.Name, *s.LSN))
+	b.Logger.Info(fmt.Sprintf("Delta backup from %s with LSN %s.", p.Name, *p.Sentinel.LSN))
 	return nil
 }
 
-// strayed tells why the parent's WAL may not be part of this server's past. On
-// a timeline that branched off before the parent ended, pages may have changed
-// at positions below the parent's start, which no look at their LSN shows.
-// WAL-G compares positions only.
-func (b *backup) strayed(p *Parent) string {
-	base, ok := p.Name.Segment()
-	if !ok || base.Timeline == b.start.Timeline {
-		return ""
+// history is the ancestry of the server's timeline.
+func (b *backup) history() (wal.History, error) {
+	tl := b.start.Timeline
+	if tl == 1 {
+		return wal.History{Timeline: tl}, nil // it has no file
 	}
-	unknown := fmt.Sprintf("the base is of timeline %s, the server on %s, and ", base.Timeline, b.start.Timeline)
-	text, err := os.ReadFile(filepath.Join(b.listingRoot(), "pg_wal", b.start.Timeline.HistoryFile()))
+	text, err := os.ReadFile(filepath.Join(b.DataDir, "pg_wal", tl.HistoryFile()))
 	if err != nil {
-		return unknown + "the history of that one is not in pg_wal: " + err.Error()
+		return wal.History{}, fmt.Errorf("read the history of the server's timeline: %w", err)
 	}
-	h, err := wal.ParseHistory(b.start.Timeline, text)
-	if err != nil {
-		return unknown + err.Error()
-	}
-	for _, s := range h.Switches {
-		if s.Timeline != base.Timeline {
-			continue
-		}
-		if p.Sentinel.FinishLSN == nil || *p.Sentinel.FinishLSN > s.LSN {
-			return unknown + fmt.Sprintf("the server left that timeline at %s, before the base ended", s.LSN)
-		}
-		return ""
-	}
-	return unknown + "that one does not descend from it"
+	return wal.ParseHistory(tl, text)
 }
 
-func (b *backup) listingRoot() string {
-	if b.listing != nil {
-		return b.listing.Root
+// summaryWait is how long the server's summarizer may take to come to the start
+// of this backup; reading all changed files takes longer on all but small
+// clusters.
+const summaryWait = 10 * time.Second
+
+// changedBlocks asks the server which blocks have changed since the parent
+// began; nil if it cannot tell, and then each changed file is read whole.
+func (b *backup) changedBlocks(ctx context.Context) (delta.ChangeMap, error) {
+	h, err := b.history()
+	if err != nil {
+		return nil, err // checkParent has read it
 	}
-	return b.DataDir
+	m, err := b.Conn.Summaries(ctx, pgconn.SummaryRange{From: *b.Parent.Sentinel.LSN, To: b.start.LSN, History: h, Wait: summaryWait})
+	switch {
+	case errors.Is(err, pgconn.ErrNoSummaries):
+		b.Logger.Info("changed files are read for their changed blocks", "reason", err)
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	b.Logger.Info("changed blocks are taken from the server's WAL summaries")
+	return m, nil
 }
 
 // planIncrement decides what becomes of each entry, and gives those that are
 // to be stored and their size at most.
-func (b *backup) planIncrement() (iter.Seq[pack.Item], int64, error) {
+func (b *backup) planIncrement(ctx context.Context) (iter.Seq[pack.Item], int64, error) {
 	p := b.Parent
 	actions, err := delta.Plan(b.listing.Entries, delta.Parent{
 		Start: p.Sentinel.StartTime,
@@ -119,6 +115,9 @@ func (b *backup) planIncrement() (iter.Seq[pack.Item], int64, error) {
 		return nil, 0, err
 	}
 	b.actions = actions
+	if b.changes, err = b.changedBlocks(ctx); err != nil {
+		return nil, 0, err
+	}
 	var size, skipped int64
 	for i := range b.listing.Entries {
 		if e := &b.listing.Entries[i]; actions[i] != delta.Skip {
@@ -147,5 +146,6 @@ func (b *backup) opener() (pack.Opener, error) {
 	}
 	return delta.NewOpener(delta.Options{
 		Root: b.listing.Root, Actions: b.actions, Since: *b.Parent.Sentinel.LSN, PageSize: b.server.BlockSize,
+		Changes: b.changes,
 	})
 }

@@ -47,15 +47,32 @@ func TestIncrementsRestore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var b *bench
-			push := func(args ...string) { b.must(append([]string{"backup-push", b.c.DataDir()}, args...)...) }
+			push := func(args ...string) string {
+				r := b.run(nil, append([]string{"backup-push", b.c.DataDir()}, args...)...)
+				if r.code != 0 {
+					t.Fatalf("backup-push: %+v", r)
+				}
+				return r.stderr
+			}
 			steps := []string{"WALG_DELTA_MAX_STEPS=3"}
 			if fleetShape {
 				f := newFleet(t)
 				b = f.bench
 				f.worker("a")
-				push = func(args ...string) { f.mustAsk(steps, append([]string{"backup-push", b.c.DataDir()}, args...)...) }
+				push = func(args ...string) string {
+					_, stderr, code := f.ask(steps, append([]string{"backup-push", b.c.DataDir()}, args...)...)
+					if code != 0 {
+						t.Fatalf("backup-push: exit code %d\n%s", code, stderr)
+					}
+					return stderr
+				}
 			} else {
 				b = newBench(t, steps)
+			}
+			summaries := b.c.Major() >= 17
+			if summaries {
+				b.c.SQL("ALTER SYSTEM SET summarize_wal = on")
+				b.c.SQL("SELECT pg_reload_conf()")
 			}
 			place := pgtest.TempDir(t)
 			b.c.SQL(fmt.Sprintf("CREATE TABLESPACE side LOCATION '%s'", place))
@@ -78,7 +95,10 @@ func TestIncrementsRestore(t *testing.T) {
 				}
 				b.c.Run("pgbench", "-n", "-t", "300", "-c", "2", "postgres")
 				b.c.SQL("CHECKPOINT")
-				push()
+				said := push()
+				if i > 0 && summaries != strings.Contains(said, "taken from the server's WAL summaries") {
+					t.Fatalf("PostgreSQL %d: %s", b.c.Major(), said)
+				}
 				names := b.backups()
 				if len(names) != i+1 {
 					t.Fatalf("%d backups after %d: %v", len(names), i+1, names)
@@ -107,7 +127,9 @@ func TestIncrementsRestore(t *testing.T) {
 					t.Fatalf("%s restored to %s, was %s", name, got, want)
 				}
 				amcheck(t, r)
-				checksums(t, r)
+				if b.c.Major() == 15 { // the program knows its own version only
+					checksums(t, r)
+				}
 			}
 		})
 	}
@@ -187,7 +209,7 @@ func TestIncrementRefusals(t *testing.T) {
 	other := pgtest.New(t, pgtest.WithSegmentSize(32)) // of another initdb
 	cmd := other.Command(t.Context(), b.program, "backup-push", other.DataDir())
 	cmd.Env = append(cmd.Env, append(append(b.environ(), "WALG_PG_WAL_SIZE=32"), steps...)...)
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "another cluster") {
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "backup is of another cluster") {
 		t.Fatalf("an increment of another cluster's backup: %v\n%s", err, out)
 	}
 }

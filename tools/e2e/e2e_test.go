@@ -127,7 +127,10 @@ func (b *bench) must(args ...string) string {
 // archived waits until everything the server has written so far is archived.
 func (b *bench) archived() {
 	b.t.Helper()
-	last := b.c.SQL("SELECT pg_walfile_name(pg_switch_wal())")
+	// Right at the border of two segments, versions name one or the other.
+	b.c.SQL("SELECT pg_logical_emit_message(false, 'e2e', 'archived')")
+	last := b.c.SQL("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+	b.c.SQL("SELECT pg_switch_wal()")
 	b.c.Await(fmt.Sprintf("SELECT last_archived_wal >= '%s' FROM pg_stat_archiver", last), "t")
 }
 
