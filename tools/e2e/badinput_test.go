@@ -159,7 +159,6 @@ func TestBadInput(t *testing.T) {
 		{name: "server unreachable", env: []string{"PGPORT=1"}, args: []string{"backup-push", b.c.DataDir()}, code: 1, want: []string{"PGPORT"}},
 		{name: "user data not JSON", args: []string{"backup-push", b.c.DataDir(), "--add-user-data", "nightly"}, code: 1, want: []string{"JSON"}},
 		{name: "segment size", env: []string{"WALG_PG_WAL_SIZE=64"}, args: []string{"backup-push", b.c.DataDir()}, code: 1, want: []string{"WALG_PG_WAL_SIZE", "16"}},
-		{name: "delta cannot be asked for", args: []string{"backup-push", b.c.DataDir(), "--delta-from-name", latest}, code: 1, want: []string{"--delta-from-name"}},
 		{name: "key too short", env: []string{"WALG_LIBSODIUM_KEY=short"}, args: []string{"wal-push", seg}, code: 1, want: []string{"WALG_LIBSODIUM_KEY"}},
 		{name: "key that is not there", env: []string{"WALG_PGP_KEY_PATH=" + path("none.asc")}, args: []string{"wal-push", seg}, code: 1, want: []string{"WALG_PGP_KEY_PATH"}},
 		{name: "external gpg is not ignored", env: []string{"WALG_GPG_KEY_ID=ABCD"}, args: []string{"wal-push", seg}, code: 1, want: []string{"WALG_GPG_KEY_ID", "WALG_PGP_KEY_PATH"}},
