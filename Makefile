@@ -144,9 +144,9 @@ demo: deps build ## backup, restore and proof on a throw-away cluster; flags: ma
 faults: deps servers ## ten minutes of faults on a fleet; flags: make faults FAULTS='-h'
 	$(GO) run ./tools/faults $(FAULTS)
 
-.PHONY: fault-rows
-fault-rows: deps servers ## the rows of the fault table that make test leaves out, one after the other
-	WALHERD_FAULT_ROWS=1 $(GO) test -v -count=1 -timeout $(TIMEOUT) -run TestRows ./tools/faults
+.PHONY: faults-short
+faults-short: deps servers ## a short run of faults, one that must be caught, and the rows of the fault table
+	WALHERD_FAULTS=1 $(GO) test -v -count=1 -timeout $(TIMEOUT) ./tools/faults
 
 .PHONY: matrix
 matrix: deps ## PostgreSQL 13 to 18, for the tests that use what is installed

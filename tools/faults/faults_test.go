@@ -111,9 +111,7 @@ func short(t *testing.T, args ...string) (string, error) {
 // TestShortRun is the fault run at its shortest.
 func TestShortRun(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes a minute")
-	}
+	onlyWhenAsked(t)
 	round := 0
 	if s := os.Getenv("WALHERD_FAULTS_ROUND"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -133,9 +131,7 @@ func TestShortRun(t *testing.T) {
 // otherwise good.
 func TestRunSeesPlantedViolations(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes half a minute")
-	}
+	onlyWhenAsked(t)
 	out, err := short(t, "--seed", "1", "--duration", "1s", "--only", "worker-stop", "--restores", "0", "--plant")
 	if err == nil {
 		t.Fatalf("a run with two spoilt segments ended well:\n%s", out)
@@ -159,5 +155,13 @@ func TestLossyfs(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %v: %v\n%s", args, err, out)
 		}
+	}
+}
+
+// onlyWhenAsked skips what takes minutes and the whole machine.
+func onlyWhenAsked(t *testing.T) {
+	t.Helper()
+	if os.Getenv("WALHERD_FAULTS") == "" {
+		t.Skip("takes minutes and the whole machine: make faults-short runs it")
 	}
 }

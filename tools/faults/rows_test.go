@@ -140,9 +140,7 @@ func (f *fleet) uploading(since int64) {
 // another; each leaves it whole.
 func TestRows(t *testing.T) {
 	t.Parallel()
-	if os.Getenv("WALHERD_FAULT_ROWS") == "" {
-		t.Skip("takes two to four minutes: make fault-rows runs it")
-	}
+	onlyWhenAsked(t)
 	r, err := newRig(context.Background(), t, options{
 		seed: 1, ack: "stored", compress: "none", workers: 2, slots: 2, segmentMB: 4, queue: 32 << 20, plainDisks: true, byHand: true,
 	}, t.Logf)
