@@ -148,7 +148,11 @@ func TestRunSeesPlantedViolations(t *testing.T) {
 // TestLossyfs runs the tests of the nested module.
 func TestLossyfs(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"vet", "."}, {"test", "."}} {
+	steps := [][]string{{"vet", "."}}
+	if os.Getenv("WALHERD_FAULTS") != "" {
+		steps = append(steps, []string{"test", "."}) // it mounts
+	}
+	for _, args := range steps {
 		cmd := exec.CommandContext(context.Background(), "go", args...)
 		cmd.Dir = "lossyfs"
 		cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
