@@ -103,7 +103,8 @@ func (w *workerSet) close() {
 	}
 }
 
-// sweepEvery is how often workers look for chunks that no job refers to.
+// sweepEvery is how often workers look for chunks that no job refers to, at the
+// least: where pushes are given little time, they look more often.
 const sweepEvery = 5 * time.Minute
 
 // sweep removes, again and again, WAL chunks whose producer died before it
@@ -114,10 +115,11 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 		return nil
 	}
 	// Further back than any producer takes.
-	age := max(15*time.Minute, 3*a.set.Walherd.WALPushTimeout)
+	age := 3*a.set.Walherd.WALPushTimeout + time.Minute
+	every := min(sweepEvery, age/2)
 	for {
 		select {
-		case <-time.After(sweepEvery):
+		case <-time.After(every):
 		case <-ctx.Done():
 			return nil
 		}
