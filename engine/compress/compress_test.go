@@ -748,12 +748,12 @@ func TestMethods(t *testing.T) {
 			t.Errorf("ByExtension(%q) = %q, %v", m.Extension(), got, err)
 		}
 	}
-	for ext, want := range map[string]Method{"lz4": LZ4, "zst": Zstd, "br": Brotli, "lzma": LZMA, "gz": Gzip, "": None} {
+	for ext, want := range map[string]Method{"lz4": LZ4, "zst": Zstd, "br": Brotli, "lzma": LZMA, "gz": Gzip, "bz2": Bzip2, "": None} {
 		if m, err := ByExtension(ext); m != want || err != nil {
 			t.Errorf("ByExtension(%q) = %q, %v", ext, m, err)
 		}
 	}
-	if got := fmt.Sprint(Extensions()); got != "[lz4 zst br lzma gz]" {
+	if got := fmt.Sprint(Extensions()); got != "[lz4 zst br lzma gz bz2]" {
 		t.Errorf("Extensions() = %s", got)
 	}
 	for _, s := range []string{"", "gzip", "lzo", "LZ4", "zst"} {

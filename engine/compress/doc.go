@@ -23,15 +23,15 @@
 // window, of which more than 128 MiB is refused, and some blocks of 128 KiB a
 // worker; reading lzma the dictionary, of which more than 128 MiB is refused
 // (8 MiB if written here); reading brotli the window, at most 16 MiB; reading
-// gzip a window of 32 KiB.
+// gzip a window of 32 KiB; reading bzip2 a block of 4 MiB.
 //
 // How it fails: a writer's first error, be it the encoder's or the underlying
 // writer's, is returned by that call and by every later one. A reader answers
 // input that was cut short or altered with an error that is ErrCorrupt, never
 // with io.EOF (brotli and LZMA see less, see below); an error of the underlying
-// reader is passed on wrapped and is not ErrCorrupt. What lz4, zstd and gzip
-// cannot see is a stream cut exactly between two concatenated frames; writers
-// of this package never concatenate.
+// reader is passed on wrapped and is not ErrCorrupt. What lz4, zstd, gzip and
+// bzip2 cannot see is a stream cut exactly between two concatenated frames;
+// writers of this package never concatenate.
 //
 // Brotli and LZMA streams carry no checksum. Of both, a stream cut short
 // anywhere and bytes after its end, be they one more stream, are errors.

@@ -20,8 +20,9 @@ const (
 	LZMA   Method = "lzma"
 	None   Method = "none"
 
-	// Gzip is only read; it is no word of the setting.
-	Gzip Method = "gzip"
+	// Gzip and Bzip2 are only read; they are no words of the setting.
+	Gzip  Method = "gzip"
+	Bzip2 Method = "bzip2"
 )
 
 // ErrCorrupt marks input that is no valid stream of the method: cut short,
@@ -46,6 +47,7 @@ func codecs() []codec {
 		{Brotli, "br", false, newBrotliWriter, newBrotliReader},
 		{LZMA, "lzma", false, newLZMAWriter, newLZMAReader},
 		{Gzip, "gz", false, nil, newGzipReader},
+		{Bzip2, "bz2", false, nil, newBzip2Reader},
 		{None, "", false, newPlainWriter, newPlainReader},
 	}
 }

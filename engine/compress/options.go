@@ -98,8 +98,8 @@ func NewWriter(w io.Writer, o Options) (Writer, error) {
 }
 
 // NewReader returns a reader of the plain stream behind r. Concatenated
-// streams of LZ4, Zstd and Gzip are read as one; anything after the end of one
-// of Brotli or LZMA is an error. With two or more workers, blocks of LZ4 and
+// streams of LZ4, Zstd, Gzip and Bzip2 are read as one; anything after the end
+// of one of Brotli or LZMA is an error. With two or more workers, blocks of LZ4 and
 // Zstd are decompressed ahead of the caller, and r is read in another
 // goroutine; the other methods work in the caller's.
 //
