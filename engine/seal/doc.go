@@ -13,7 +13,9 @@
 //	Yandex KMS       YC_CSE_KMS_KEY_ID                  header with the wrapped data key, then DARE 2.0
 //	libsodium        WALG_LIBSODIUM_KEY, _KEY_PATH      secretstream XChaCha20-Poly1305, chunks of 8192 bytes
 //
-// ENCRYPTION.md shows each in use.
+// ENCRYPTION.md shows each in use. Apart from these, OpenSaltedCBC reads the
+// encrypted files of a pgBackRest repository, a format that authenticates
+// nothing.
 //
 // Both directions stream, in the caller's goroutine. A writer or reader holds
 // a few buffers of at most 128 KiB, whatever the length of the stream.
