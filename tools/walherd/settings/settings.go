@@ -181,6 +181,7 @@ type Postgres struct {
 	ReadyRename            bool          `envconfig:"PG_READY_RENAME" default:"false" desc:"rename .ready to .done for WAL archived in the background"`
 	DaemonWALUploadTimeout time.Duration `envconfig:"WALG_DAEMON_WAL_UPLOAD_TIMEOUT" default:"60s" min:"0s" desc:"limit of one wal-push in the daemon; 0 is none but WALHERD_WAL_PUSH_TIMEOUT"`
 	PgBackRestStanza       string        `envconfig:"PGBACKREST_STANZA" default:"main" desc:"stanza of the pgBackRest repository to read"`
+	PgBackRestCipherPass   string        `envconfig:"PGBACKREST_REPO1_CIPHER_PASS" secret:"true" desc:"passphrase of an encrypted pgBackRest repository, its repo1-cipher-pass"`
 	NotifySocket           string        `envconfig:"NOTIFY_SOCKET" desc:"systemd's socket, told that the service is ready and alive"`
 }
 
