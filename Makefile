@@ -55,6 +55,7 @@ deps: go ## install what tests and demo need: PostgreSQL, lz4, gpg, libsodium ..
 	command -v node >/dev/null || want="$$want nodejs"; \
 	command -v npm >/dev/null || want="$$want npm"; \
 	[ -x /usr/lib/openssh/sftp-server ] || want="$$want openssh-sftp-server"; \
+	command -v pgbackrest >/dev/null || want="$$want pgbackrest"; \
 	[ -n "$$want" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "missing:$$want; there is no apt-get here: install them by hand" >&2; exit 1; }; \
 	as_root=""; \
