@@ -127,15 +127,11 @@ func readSentinel(ctx context.Context, r *repo.Repo, name pg.BackupName) (*manif
 }
 
 // deltaParent finds the base of this backup; nil is a full backup. A host
-// without a storage asks a worker.
+// without a storage asks a worker. The bases of a permanent backup become
+// permanent with it: the worker that commits it sees to that.
 func (a *app) deltaParent(ctx context.Context, f *fleet, permanent, forced bool) (*basebackup.Parent, error) {
 	p := &a.set.Postgres
 	if p.DeltaMaxSteps == 0 || forced || p.WithoutFilesMetadata {
-		return nil, nil
-	}
-	if permanent {
-		// Its bases would have to become permanent with it.
-		a.log.Info("taking a full backup: a permanent one stands on its own")
 		return nil, nil
 	}
 	req := deltaRequest{

@@ -3,8 +3,9 @@
 // which make a backup visible.
 //
 // Order of effects: every object of a backup is stored before the commit job
-// exists; commit checks that each is there with its size, writes metadata.json
-// and then the sentinel. A crash anywhere leaves objects without a sentinel,
+// exists; commit checks that each is there with its size, and all that an
+// increment is built on (see secureChain), writes metadata.json and then the
+// sentinel. A crash anywhere leaves objects without a sentinel,
 // which no command takes for a backup and delete garbage removes.
 package assemble
 
@@ -79,7 +80,7 @@ func (d Deps) event(ctx context.Context, job runner.Job, e messages.Event) {
 
 // outcome makes the errors that no retry mends final.
 func outcome(err error) error {
-	for _, final := range []error{storage.ErrPermanent, storage.ErrName, ErrBackupExists, transit.ErrUnknownRef, messages.ErrMalformed} {
+	for _, final := range []error{storage.ErrPermanent, storage.ErrName, ErrBackupExists, ErrBaseGone, transit.ErrUnknownRef, messages.ErrMalformed} {
 		if errors.Is(err, final) {
 			return bus.Reject(err)
 		}
@@ -233,6 +234,9 @@ func (h *CommitHandler) commit(ctx context.Context, cj messages.CommitJob) error
 		return err
 	}
 	if err := h.verify(ctx, cj); err != nil {
+		return err
+	}
+	if err := h.secureChain(ctx, cj.Sentinel); err != nil {
 		return err
 	}
 	if _, err := h.Repo.PutMetadata(ctx, cj.Backup, cj.Metadata); err != nil {
