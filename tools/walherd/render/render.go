@@ -1,6 +1,6 @@
-// Package render writes lists of backups for people and for scripts, in the
-// shapes of WAL-G's backup-list, which scripts parse: plain columns, a table,
-// or JSON, each short or with detail.
+// Package render writes lists of backups and the state of archived WAL for
+// people and for scripts, in the shapes of WAL-G's backup-list, wal-show and
+// wal-verify, which scripts parse: plain columns, a table, or JSON.
 //
 // It only formats: what it is given is neither sorted nor checked. It fails
 // when the writer fails or user data is not JSON; then part of the output may
@@ -204,7 +204,10 @@ type jsonDetail struct {
 	UserData         json.RawMessage `json:"user_data,omitempty"`
 }
 
-func writeJSON(w io.Writer, list []Backup, opt Options) error {
+func jsonBackups(list []Backup, opt Options) []jsonBackup {
+	if opt.Location == nil {
+		opt.Location = time.UTC
+	}
 	out := make([]jsonBackup, 0, len(list)) // [] rather than null
 	for _, b := range list {
 		j := jsonBackup{Name: b.Name, Time: b.Time.In(opt.Location), WALFileName: b.WALFileName, StorageName: b.StorageName}
@@ -218,7 +221,11 @@ func writeJSON(w io.Writer, list []Backup, opt Options) error {
 		}
 		out = append(out, j)
 	}
-	data, err := json.Marshal(out)
+	return out
+}
+
+func writeJSON(w io.Writer, list []Backup, opt Options) error {
+	data, err := json.Marshal(jsonBackups(list, opt))
 	if err != nil {
 		return err
 	}
