@@ -97,6 +97,8 @@ func (f *natsFleet) refusals(t *testing.T) {
 		{"publish another cluster's WAL", publish(messages.WALSubject("other", 1))},
 		{"queue another cluster's job", publish(messages.WorkSubject(messages.KindArchive, "other"))},
 		{"answer commands", listen(messages.APISubject("main", "run"))},
+		{"mark backups", publish(messages.APISubject("main", "mark"))},
+		{"take the lease of deletions", lease("main.expire")},
 		{"hear a worker's answers", listen("_INBOX.worker.main.>")},
 		{"hear an operator's answers", listen("_INBOX.operator.main.>")},
 		{"hear everything", listen(">")},
@@ -176,7 +178,7 @@ func (f *natsFleet) rawRefusals(t *testing.T) {
 		"$JS.ACK.WALHERD_WORK.archive-main.1.1.1.1.0", "$KV.walherd_lease.main.sweep.x")
 	fakes := []string{
 		"walherd.reply.main.x", "walherd.event.main.wal.stored", "walherd.event.main.worker.left", "walherd.run.main.x", "walherd.credit.main.x.y.1",
-		"walherd.wal.other.00000001", "walherd.work.archive.other", "walherd.chunk.other.x.y.1", "walherd.event.other.backup.failed", "walherd.api.other.run",
+		"walherd.wal.other.00000001", "walherd.work.archive.other", "walherd.chunk.other.x.y.1", "walherd.event.other.backup.failed", "walherd.api.other.run", "walherd.api.other.mark",
 		"_INBOX.worker.main.x", "_INBOX.producer.main.x", "_INBOX.operator.main.x", "$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.main.CONNZ",
 	}
 	for role, c := range map[string]struct {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/walherd/walherd/engine/catalog"
 	"github.com/walherd/walherd/engine/manifest"
@@ -288,7 +289,7 @@ func (a *app) listBackups(ctx context.Context, stores *storages, opt render.Opti
 	}
 	list := make([]render.Backup, len(backups))
 	for i, b := range backups {
-		list[i] = render.Backup{Name: string(b.Name), Time: b.Modified, WALFileName: b.Segment.String(), StorageName: b.Storage}
+		list[i] = backupLine(b.Name, b.Segment, b.Modified, b.Storage)
 		if !opt.Detail {
 			continue
 		}
@@ -296,39 +297,64 @@ func (a *app) listBackups(ctx context.Context, stores *storages, opt render.Opti
 		if m == nil {
 			return fmt.Errorf("list %s in detail: its metadata.json is missing or unreadable (without --detail it is listed)", b.Name)
 		}
-		list[i].Detail = &render.Detail{
-			StartTime: m.StartTime, FinishTime: m.FinishTime, Hostname: m.Hostname, DataDir: m.DataDir, PgVersion: m.PgVersion,
-			StartLSN: m.StartLSN, FinishLSN: m.FinishLSN, IsPermanent: m.IsPermanent,
-			UncompressedSize: m.UncompressedSize, CompressedSize: m.CompressedSize, UserData: []byte(m.UserData),
-		}
-		if m.SystemIdentifier != nil {
-			list[i].Detail.SystemIdentifier = *m.SystemIdentifier
-		}
+		list[i].Detail = detailOf(m)
 	}
 	return render.Backups(a.stdout, list, opt)
+}
+
+// backupLine is a backup's line in a list.
+func backupLine(name pg.BackupName, segment pg.SegmentName, modified time.Time, storage string) render.Backup {
+	return render.Backup{Name: string(name), Time: modified, WALFileName: segment.String(), StorageName: storage}
+}
+
+// detailOf is what metadata adds to the line.
+func detailOf(m *manifest.Metadata) *render.Detail {
+	d := &render.Detail{
+		StartTime: m.StartTime, FinishTime: m.FinishTime, Hostname: m.Hostname, DataDir: m.DataDir, PgVersion: m.PgVersion,
+		StartLSN: m.StartLSN, FinishLSN: m.FinishLSN, IsPermanent: m.IsPermanent,
+		UncompressedSize: m.UncompressedSize, CompressedSize: m.CompressedSize, UserData: []byte(m.UserData),
+	}
+	if m.SystemIdentifier != nil {
+		d.SystemIdentifier = *m.SystemIdentifier
+	}
+	return d
 }
 
 // readCatalog lists the backups, with the metadata of each if wanted. Metadata
 // that is absent is left nil; any other failure to read it is an error.
 func readCatalog(ctx context.Context, repos []*repo.Repo, metadata bool) (*catalog.Catalog, error) {
 	var entries []catalog.Entry
+	from := map[string]*repo.Repo{}
 	for _, r := range repos {
+		from[r.Name()] = r
 		for s, err := range r.Sentinels(ctx) {
 			if err != nil {
 				return nil, err
 			}
-			e := catalog.Entry{Object: string(s.Name) + catalog.SentinelSuffix, Modified: s.Modified, Storage: r.Name()}
-			if metadata {
-				doc, _, err := r.Metadata(ctx, s.Name)
-				if err == nil {
-					e.Metadata, err = manifest.ParseMetadata(doc)
-				}
-				if err != nil && !errors.Is(err, storage.ErrNotExist) {
-					return nil, fmt.Errorf("read metadata of %s: %w", s.Name, err)
-				}
-			}
-			entries = append(entries, e)
+			entries = append(entries, catalog.Entry{Object: string(s.Name) + catalog.SentinelSuffix, Modified: s.Modified, Storage: r.Name()})
 		}
+	}
+	if !metadata {
+		return catalog.Build(entries), nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(documentsAtOnce)
+	for i := range entries {
+		g.Go(func() error {
+			e := &entries[i]
+			name := pg.BackupName(strings.TrimSuffix(e.Object, catalog.SentinelSuffix))
+			doc, _, err := from[e.Storage].Metadata(ctx, name)
+			if err == nil {
+				e.Metadata, err = manifest.ParseMetadata(doc)
+			}
+			if err != nil && !errors.Is(err, storage.ErrNotExist) {
+				return fmt.Errorf("read metadata of %s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	return catalog.Build(entries), nil
 }

@@ -87,7 +87,7 @@ func (a *app) openWorker(ctx context.Context) (w *workerSet, err error) {
 func (w *workerSet) services() []service.Service {
 	a := w.app
 	return []service.Service{
-		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster)),
+		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster), a.marking(w.fleet.cluster)),
 		newTask("sweep", a, func(ctx context.Context) error { return a.sweep(ctx, w.fleet) }),
 	}
 }
