@@ -114,7 +114,7 @@ func (a *app) leased(ctx context.Context, name string, work func(ctx context.Con
 	}
 	key := string(cluster) + "." + name
 	deadline := time.Now().Add(leasePatience)
-	for {
+	for told := false; ; {
 		lease, err := b.Acquire(ctx, key, a.processName(), 0)
 		if err == nil {
 			return lease.Hold(ctx, work)
@@ -124,6 +124,10 @@ func (a *app) leased(ctx context.Context, name string, work func(ctx context.Con
 				return fmt.Errorf("the lease %s is held by %s; try again when it is done: %w", key, who, err)
 			}
 			return fmt.Errorf("take the lease %s: %w", key, err)
+		}
+		if !told {
+			a.log.Info(fmt.Sprintf("the lease %s is held; waiting up to %s for it", key, leasePatience))
+			told = true
 		}
 		select {
 		case <-time.After(time.Second):

@@ -235,10 +235,14 @@ func (r *rewind) fetch(ctx context.Context, s *side, name string) error {
 		}
 		return r.app.copyWAL(ctx, r.stores, name, w)
 	}, durable.Options{NoReplace: true})
-	if errors.Is(err, fs.ErrExist) {
+	switch {
+	case errors.Is(err, fs.ErrExist):
 		return nil // the server has made it meanwhile
-	}
-	if err != nil {
+	case errors.Is(err, errWALAbsent):
+		// Not wrapped: what is the end of the archive to a recovery is an
+		// ordinary failure here.
+		return fmt.Errorf("for the %s: %v", s.what, err)
+	case err != nil:
 		return fmt.Errorf("for the %s: %w", s.what, err)
 	}
 	r.app.log.Info("restored "+name, telemetry.KeySegment, name, "to", s.wal)
