@@ -283,6 +283,8 @@ const (
 	PartStored     EventName = "part.stored"
 	BackupFinished EventName = "backup.finished"
 	BackupFailed   EventName = "backup.failed"
+	VerifyPassed   EventName = "verify.passed"
+	VerifyFailed   EventName = "verify.failed"
 	WorkerJoined   EventName = "worker.joined"
 	WorkerLeft     EventName = "worker.left"
 )

@@ -155,6 +155,22 @@ func TestHousekeepingOverTheQueue(t *testing.T) {
 	if out := f.mustAsk(nil, "wal-show"); !strings.Contains(out, "| OK     |             3 |") {
 		t.Errorf("wal-show: %s", out)
 	}
+	// The agent's verification, by request as by schedule, is told of.
+	f.background("agent", []string{"PGDATA=" + f.c.DataDir()}, "ready", "agent")
+	if out := f.mustAsk(nil, "request", "verify"); !strings.Contains(out, `"integrity":{"status":"OK"`) || !strings.Contains(out, `"timeline":{"status":"OK"`) {
+		t.Errorf("request verify: %s", out)
+	}
+	segment := filepath.Join(f.storage, "wal_005", "000000020000000000000001")
+	f.c.Run("/usr/bin/touch", segment)
+	if out, stderr, code := f.ask(nil, "request", "verify"); code != 1 || !strings.Contains(out, `"timeline":{"status":"FAILURE"`) {
+		t.Errorf("request verify beside a foreign timeline: %d %s %s", code, out, stderr)
+	}
+	if err := os.Remove(segment); err != nil {
+		t.Fatal(err)
+	}
+	if out := f.mustAsk(nil, "status"); !strings.Contains(out, "last passed verification  WAL of ") || !strings.Contains(out, "timeline FAILURE") {
+		t.Errorf("status: %s", out)
+	}
 	// The position is this host's, which the worker could not ask.
 	out := f.mustAsk([]string{"WALG_UPLOAD_CONCURRENCY=1"}, "wal-verify", "integrity", "timeline", "--exit-code", "--backup-name", names[0])
 	if !strings.Contains(out, "integrity check status: OK") || !strings.Contains(out, "timeline check status: OK") || !strings.Contains(out, "Current cluster timeline: 1\n") {

@@ -93,6 +93,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 	fromProducers := append([]act{
 		{"say that WAL is stored", publish(messages.EventSubject("main", messages.WALStored))},
 		{"say that a part is stored", publish(messages.EventSubject("main", messages.PartStored))},
+		{"say that another cluster's WAL is whole", publish(messages.EventSubject("other", messages.VerifyPassed))},
 		{"leave a dead letter", publish(messages.DeadSubject("main", messages.KindArchive))},
 		{"publish another cluster's WAL", publish(messages.WALSubject("other", 1))},
 		{"queue another cluster's job", publish(messages.WorkSubject(messages.KindArchive, "other"))},

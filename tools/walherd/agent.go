@@ -39,7 +39,7 @@ func (a *app) agent() *cobra.Command {
 		Use:   "agent",
 		Short: "Run on a database host: archive WAL ahead, back up on request and on schedule",
 		Long: "Serves the PostgreSQL cluster at PGDATA. It answers requests over the broker at WALHERD_NATS_URL (walherd request\n" +
-			"push|agent|prefetch), takes backups by WALHERD_BACKUP_SCHEDULE, and archives and fetches WAL on request at the\n" +
+			"push|agent|prefetch|verify), takes backups by WALHERD_BACKUP_SCHEDULE, verifies by WALHERD_VERIFY_SCHEDULE, and archives and fetches WAL on request at the\n" +
 			"socket WALHERD_SOCKET, reading ahead. SIGTERM drains, a second signal aborts.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -114,10 +114,16 @@ func (a *app) openAgent(ctx context.Context, f *fleet) (g *agentSet, err error) 
 			},
 		}))
 	}
+	if work, ok, err := a.verifyBySchedule(f); err != nil {
+		return g, err
+	} else if ok {
+		g.services = append(g.services, schedule.New(a.claim(f), a.log, work))
+	}
 	g.services = append(g.services, a.offer(f, serviceAgent, "serves a PostgreSQL data directory",
 		bus.Endpoint{Name: verbPush, Subject: messages.APISubject(f.cluster, verbPush), Handle: a.pushRequest},
 		bus.Endpoint{Name: verbAgent, Subject: messages.APISubject(f.cluster, verbAgent), Handle: g.tell(a, f)},
 		bus.Endpoint{Name: verbAhead, Subject: messages.APISubject(f.cluster, verbAhead), Handle: g.prefetch(a)},
+		a.verifyRequest(f),
 	))
 	return g, nil
 }
@@ -269,12 +275,12 @@ func (a *app) socket(ctx context.Context, path string, p *archiver, stores *stor
 // could send.
 func (a *app) request() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "request push|agent|prefetch [-- argument...]",
-		Short: "Ask an agent: for a backup, for its state, to prefetch WAL",
+		Use:   "request push|agent|prefetch|verify [-- argument...]",
+		Short: "Ask an agent: for a backup, for its state, to prefetch WAL, to verify the archive",
 		Long: "Sends a request to walherd.api.CLUSTER.VERB. push takes backup-push's own flags behind --, prefetch the name of a\n" +
 			"segment. The ordinary `nats request` does the same.",
 		Args:      usageArgs(cobra.MinimumNArgs(1)),
-		ValidArgs: []string{verbPush, verbAgent, verbAhead},
+		ValidArgs: []string{verbPush, verbAgent, verbAhead, verbVerify},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.operating(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
 				if !strings.Contains(" "+strings.Join(cmd.ValidArgs, " ")+" ", " "+args[0]+" ") {

@@ -123,11 +123,15 @@ func grownApp(tb testing.TB, g *grown, out io.Writer) (*app, *storages) {
 func housekeeping(a *app, stores *storages, g *grown) map[string]func(context.Context) error {
 	at := pgconn.Position{Timeline: 1, LSN: pg.LSN(uint64(g.wal+1) * uint64(grownSize))}
 	return map[string]func(context.Context) error{
-		"backup-list":        func(ctx context.Context) error { return a.listBackups(ctx, stores, render.Options{}) },
-		"backup-list-detail": func(ctx context.Context) error { return a.listBackups(ctx, stores, render.Options{Detail: true, Pretty: true}) },
-		"backup-list-json":   func(ctx context.Context) error { return a.listBackups(ctx, stores, render.Options{Detail: true, JSON: true}) },
-		"wal-show":           func(ctx context.Context) error { return a.showWAL(ctx, stores, render.TimelineOptions{}) },
-		"wal-show-json":      func(ctx context.Context) error { return a.showWAL(ctx, stores, render.TimelineOptions{JSON: true}) },
+		"backup-list": func(ctx context.Context) error { return a.listBackups(ctx, stores, render.Options{}) },
+		"backup-list-detail": func(ctx context.Context) error {
+			return a.listBackups(ctx, stores, render.Options{Detail: true, Pretty: true})
+		},
+		"backup-list-json": func(ctx context.Context) error {
+			return a.listBackups(ctx, stores, render.Options{Detail: true, JSON: true})
+		},
+		"wal-show":      func(ctx context.Context) error { return a.showWAL(ctx, stores, render.TimelineOptions{}) },
+		"wal-show-json": func(ctx context.Context) error { return a.showWAL(ctx, stores, render.TimelineOptions{JSON: true}) },
 		"wal-verify": func(ctx context.Context) error {
 			return a.verifyWAL(ctx, stores, verification{checks: []string{checkIntegrity, checkTimeline}, at: at, uploading: 16, asJSON: true})
 		},

@@ -40,6 +40,8 @@ type status struct {
 	LastWAL     *statusEvent  `json:"last_stored_wal,omitempty"`
 	LastBackup  *statusEvent  `json:"last_backup,omitempty"`
 	LastFailure *statusEvent  `json:"last_failed_backup,omitempty"`
+	LastPassed  *statusEvent  `json:"last_passed_verification,omitempty"`
+	LastFound   *statusEvent  `json:"last_failed_verification,omitempty"`
 	DeadLetters int           `json:"dead_letters"`
 }
 
@@ -134,6 +136,7 @@ func readStatus(ctx context.Context, b *bus.Bus, cluster messages.Cluster) (*sta
 	}
 	for what, into := range map[messages.EventName]**statusEvent{
 		messages.WALStored: &s.LastWAL, messages.BackupFinished: &s.LastBackup, messages.BackupFailed: &s.LastFailure,
+		messages.VerifyPassed: &s.LastPassed, messages.VerifyFailed: &s.LastFound,
 	} {
 		m, err := b.Last(ctx, topology.StreamEvent, messages.EventSubject(cluster, what))
 		if errors.Is(err, bus.ErrNoMessage) {
@@ -200,6 +203,8 @@ func (s *status) print(w io.Writer) error {
 		{"last backup", s.LastBackup, "none in the last 7 days"},
 		{"last failed backup", s.LastFailure, "none in the last 7 days"},
 		{"last stored WAL", s.LastWAL, "none in the last 7 days"},
+		{"last passed verification", s.LastPassed, "none in the last 7 days"},
+		{"last failed verification", s.LastFound, "none in the last 7 days"},
 		{"oldest WAL not stored", s.OldestWAL, "none"},
 	} {
 		if row.e == nil {

@@ -101,6 +101,7 @@ type Walherd struct {
 	Socket         string        `envconfig:"WALHERD_SOCKET" desc:"unix socket at which the agent takes requests of an archive library or a daemon client"`
 	HealthListen   string        `envconfig:"WALHERD_HEALTH_LISTEN" desc:"address (host:port) at which a long-running process tells over HTTP how it is: /livez, /readyz, /queue"`
 	BackupSchedule string        `envconfig:"WALHERD_BACKUP_SCHEDULE" desc:"when the agents take a backup, in cron's notation (\"30 3 * * *\"); of several hosts of a cluster one takes it"`
+	VerifySchedule string        `envconfig:"WALHERD_VERIFY_SCHEDULE" desc:"when the agents verify the archived WAL (wal-verify integrity timeline), in cron's notation; a failure is an event and shows in status"`
 	ServeDir       string        `envconfig:"WALHERD_SERVE_DIR" desc:"directory of the broker that serve runs"`
 	ServeListen    string        `envconfig:"WALHERD_SERVE_LISTEN" default:"127.0.0.1:4222" desc:"loopback address of the broker that serve runs"`
 	ServeMemory    ByteSize      `envconfig:"WALHERD_SERVE_MEMORY" default:"536870912" min:"134217728" unit:"bytes" desc:"memory for the streams of that broker; its process may take 1 GiB more and ends beyond that"`
