@@ -115,19 +115,26 @@ type Series struct {
 	Storage  string
 	Timeline pg.Timeline
 	Suffix   string
-	Kind     Kind // SegmentObject, CompanionObject or BulkObject
-	// Runs are segment numbers; of bulk metadata, numbers divided by
+	Kind     Kind // SegmentObject, CompanionObject, BulkObject or DeltaObject
+	// Runs are segment numbers; where the series Spans, numbers divided by
 	// BulkSpan.
 	Runs Runs
 
 	unsorted bool
 }
 
+// Spans tells that each object belongs to BulkSpan segments: it is of use as
+// long as any of them is.
+func (s *Series) Spans() bool { return s.Kind == BulkObject || s.Kind == DeltaObject }
+
 // Key is the name of the series' object with that number.
 func (s *Series) Key(number uint64, size pg.SegmentSize) string {
-	if s.Kind == BulkObject {
+	switch s.Kind {
+	case BulkObject:
 		name := pg.SegmentAt(s.Timeline, number*BulkSpan, size).String()
 		return string(WALFolder) + name[:len(name)-1] + s.Suffix
+	case DeltaObject:
+		number *= BulkSpan
 	}
 	return string(WALFolder) + pg.SegmentAt(s.Timeline, number, size).String() + s.Suffix
 }
@@ -151,7 +158,7 @@ type Probe struct {
 type seriesKey struct {
 	storage, suffix string
 	timeline        pg.Timeline
-	bulk            bool
+	spans           bool
 }
 
 // Inventory is what one or more storages hold, collected from listings in any
@@ -248,17 +255,20 @@ func (v *Inventory) addWAL(storage string, o Object, modified time.Time) bool {
 	if uint64(o.Segment.Seg) >= v.size.PerLog() {
 		return false
 	}
-	bulk := o.Kind == BulkObject
 	number := o.Segment.Number(v.size)
-	if bulk {
-		if v.size.PerLog() < BulkSpan {
-			return false
-		}
+	switch {
+	case o.Kind == BulkObject && v.size.PerLog() < BulkSpan:
+		return false
+	case o.Kind == CompanionObject && strings.HasPrefix(o.Suffix, "_delta") && number%BulkSpan == 0:
+		o.Kind = DeltaObject
+	}
+	spans := o.Kind == BulkObject || o.Kind == DeltaObject
+	if spans {
 		number /= BulkSpan
 	}
 	s := v.last[o.Suffix]
-	if s == nil || s.Timeline != o.Timeline || s.Storage != storage || (s.Kind == BulkObject) != bulk {
-		key := seriesKey{storage, o.Suffix, o.Timeline, bulk}
+	if s == nil || s.Timeline != o.Timeline || s.Storage != storage || s.Spans() != spans {
+		key := seriesKey{storage, o.Suffix, o.Timeline, spans}
 		if s = v.series[key]; s == nil {
 			key.storage, key.suffix = v.word(storage), v.word(o.Suffix)
 			s = &Series{Storage: key.storage, Timeline: o.Timeline, Suffix: key.suffix, Kind: o.Kind}

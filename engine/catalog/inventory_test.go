@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -360,5 +361,41 @@ func TestVerifyTimeline(t *testing.T) {
 	}
 	if c := v.VerifyTimeline(1); c != (TimelineCheck{StatusFailure, 1, 2}) {
 		t.Errorf("lower: %+v", c)
+	}
+}
+
+// A map of changed blocks covers 16 segments, and belongs to all of them.
+func TestMapsOfChangedBlocksSpan(t *testing.T) {
+	t.Parallel()
+	v, err := NewInventory(pg.DefaultSegmentSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]Kind{
+		"wal_005/0000000100000000000000F0_delta.lz4":      DeltaObject,
+		"wal_005/000000010000000100000000_delta.lz4":      DeltaObject,
+		"wal_005/000000010000000100000000_delta_part.lz4": DeltaObject,
+		"wal_005/000000010000000100000001_delta.lz4":      CompanionObject, // of no group
+	}
+	for k := range keys {
+		v.Add("a", k, time.Time{})
+	}
+	if v.Foreign() != 0 {
+		t.Errorf("%d objects are foreign", v.Foreign())
+	}
+	seen := 0
+	for _, s := range v.WAL() {
+		for _, r := range s.Runs {
+			for n := r.First; n <= r.Last; n++ {
+				key := s.Key(n, v.SegmentSize())
+				if kind, ok := keys[key]; !ok || s.Kind != kind || s.Spans() != (kind == DeltaObject) {
+					t.Errorf("%s in a series of kind %d", key, s.Kind)
+				}
+				seen++
+			}
+		}
+	}
+	if seen != len(keys) {
+		t.Errorf("%d objects are listed again, want %d", seen, len(keys))
 	}
 }

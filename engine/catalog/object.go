@@ -21,7 +21,8 @@ const (
 const ProbeName = "wal-g_storage_check"
 
 // BulkSpan is how many segments one object of bulk WAL metadata describes:
-// those whose names differ in the last digit only.
+// those whose names differ in the last digit only. A map of changed blocks
+// covers as many, counted from the beginning of the WAL.
 const BulkSpan = 16
 
 // Kind tells what an object is to a cluster's backups.
@@ -40,6 +41,7 @@ const (
 	SegmentObject        // wal_005/SEG.EXT
 	CompanionObject      // what else begins with SEG: partial, backup history, delta, metadata
 	BulkObject           // wal_005/SEG without its last digit.json: metadata of BulkSpan segments
+	DeltaObject          // wal_005/SEG_delta.EXT: what BulkSpan segments from SEG on change
 	HistoryObject        // wal_005/TIMELINE.history.EXT
 	ProbeObject          // ProbeName
 )
@@ -150,7 +152,9 @@ func classifySegment(seg pg.SegmentName, suffix string) Object {
 	if r, ok := strings.CutPrefix(rest, ".partial"); ok {
 		rest = r
 	} else if r, ok := strings.CutPrefix(rest, "_delta"); ok {
-		rest = r
+		// Work in progress has "_part" too, in the host's directory; who
+		// syncs that directory to the storage has it here.
+		rest, _ = strings.CutPrefix(r, "_part")
 	} else if len(rest) > len(".00000028.backup")-1 && rest[0] == '.' {
 		const end = len(".00000028.backup")
 		if kind, _ := pg.ClassifyWALFile("000000010000000000000001" + rest[:end]); kind != pg.BackupFile {

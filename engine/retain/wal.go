@@ -166,8 +166,9 @@ func partition(keep []zone, gap func(catalog.Run) []zone) []zone {
 	return append(out, gap(catalog.Run{First: next, Last: math.MaxUint64})...)
 }
 
-// bulkZones is the zones in numbers of bulk metadata: such an object goes when
-// all segments it describes go.
+// bulkZones is the zones in numbers of what spans several segments (bulk
+// metadata, maps of changed blocks): such an object goes when all its segments
+// go.
 func bulkZones(zones []zone) []zone {
 	var keep []zone
 	var drops []zone
@@ -195,7 +196,7 @@ func zoneAt(zones []zone, n uint64) int {
 }
 
 func (pl *Plan) zonesOf(s *catalog.Series) []zone {
-	if s.Kind == catalog.BulkObject {
+	if s.Spans() {
 		return pl.bulk[s.Timeline]
 	}
 	return pl.zones[s.Timeline]
@@ -230,7 +231,7 @@ func (p *planner) countWAL() {
 		}
 		found := map[key]*WALDecision{}
 		for _, s := range rest[:n] {
-			bulk, zones := s.Kind == catalog.BulkObject, pl.zonesOf(s)
+			bulk, zones := s.Spans(), pl.zonesOf(s)
 			for r, i := range pieces(s, zones) {
 				count := r.Len()
 				if bulk {
