@@ -227,7 +227,7 @@ func (h *CommitHandler) Handle(ctx context.Context, job runner.Job) error {
 func (h *CommitHandler) commit(ctx context.Context, cj messages.CommitJob) error {
 	switch old, _, err := h.Repo.Sentinel(ctx, cj.Backup); {
 	case err == nil && bytes.Equal(old, cj.Sentinel):
-		return nil // handed out twice
+		return h.confirmChain(ctx, cj) // handed out twice
 	case err == nil:
 		return fmt.Errorf("%w: %s", ErrBackupExists, cj.Backup)
 	case !errors.Is(err, storage.ErrNotExist):
@@ -242,8 +242,10 @@ func (h *CommitHandler) commit(ctx context.Context, cj messages.CommitJob) error
 	if _, err := h.Repo.PutMetadata(ctx, cj.Backup, cj.Metadata); err != nil {
 		return err
 	}
-	_, err := h.Repo.PutSentinel(ctx, cj.Backup, cj.Sentinel)
-	return err
+	if _, err := h.Repo.PutSentinel(ctx, cj.Backup, cj.Sentinel); err != nil {
+		return err
+	}
+	return h.confirmChain(ctx, cj)
 }
 
 // verify holds what is in storage against what was reported stored, and

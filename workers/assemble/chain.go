@@ -10,6 +10,7 @@ import (
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/repo"
 )
 
 // ErrBaseGone marks an increment whose base was deleted, or taken over by
@@ -43,6 +44,25 @@ func (h *CommitHandler) secureChain(ctx context.Context, document []byte) error 
 	}
 	// One that was being deleted at that moment has lost its sentinel first.
 	_, err = h.chain(ctx, s)
+	return err
+}
+
+// confirmChain looks again when the sentinel is written, and takes it back if
+// what it is built on is gone: a delete that did not see the sentinel has taken
+// the base before, and one that comes after sees it.
+func (h *CommitHandler) confirmChain(ctx context.Context, cj messages.CommitJob) error {
+	s, err := manifest.ParseSentinel(cj.Sentinel)
+	if err != nil {
+		return fmt.Errorf("%w: %w", messages.ErrMalformed, err)
+	}
+	_, err = h.chain(ctx, s)
+	if !errors.Is(err, ErrBaseGone) {
+		return err
+	}
+	if derr := h.Repo.Bucket().Delete(ctx, repo.SentinelKey(cj.Backup)); derr != nil {
+		// Tried again: the backup must not stay listed.
+		return fmt.Errorf("take back %s: %w (%v)", cj.Backup, derr, err)
+	}
 	return err
 }
 
