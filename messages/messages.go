@@ -32,7 +32,7 @@ const (
 )
 
 // Kinds lists every kind.
-func Kinds() []Kind { return []Kind{KindArchive, KindPart, KindCommit} }
+func Kinds() []Kind { return []Kind{KindArchive, KindPart, KindCommit, KindExpire} }
 
 var (
 	// ErrVersion marks a message of another major version.
@@ -263,7 +263,9 @@ type Event struct {
 	Object string `json:"object"`
 	Worker string `json:"worker,omitempty"`
 	Bytes  int64  `json:"bytes,omitempty"`
-	Error  string `json:"error,omitempty"`
+	// Objects: with ExpireDone.
+	Objects uint64 `json:"objects,omitempty"`
+	Error   string `json:"error,omitempty"`
 	// File, SHA256 and Reason: with WALStored and WALFailed. File is the base
 	// name that PostgreSQL gave, SHA256 (lower-case hex) that of the file as it
 	// was sent; empty if the carrier knows none.

@@ -107,7 +107,7 @@ func (a *app) openAgent(ctx context.Context, f *fleet) (g *agentSet, err error) 
 		if err != nil {
 			return g, fmt.Errorf("setting WALHERD_BACKUP_SCHEDULE: %w", err)
 		}
-		g.services = append(g.services, schedule.New(a.claim(f), a.log, schedule.Work{
+		g.services = append(g.services, schedule.New(a.claim(f, "-"), a.log, schedule.Work{
 			Name: "backup", Times: times,
 			Do: func(ctx context.Context) error {
 				return a.runFor(ctx, agentable, []string{"backup-push", a.set.Postgres.Data}, a.screen, a.screen)
@@ -117,7 +117,12 @@ func (a *app) openAgent(ctx context.Context, f *fleet) (g *agentSet, err error) 
 	if work, ok, err := a.verifyBySchedule(f); err != nil {
 		return g, err
 	} else if ok {
-		g.services = append(g.services, schedule.New(a.claim(f), a.log, work))
+		g.services = append(g.services, schedule.New(a.claim(f, "-"), a.log, work))
+	}
+	if retention, err := a.retention(f); err != nil {
+		return g, err
+	} else if retention != nil {
+		g.services = append(g.services, retention)
 	}
 	g.services = append(g.services, a.offer(f, serviceAgent, "serves a PostgreSQL data directory",
 		bus.Endpoint{Name: verbPush, Subject: messages.APISubject(f.cluster, verbPush), Handle: a.pushRequest},
@@ -141,12 +146,12 @@ func (g *agentSet) close() {
 // clocks differ and than one is begun late.
 const claimed = time.Hour
 
-// claim takes scheduled times among the agents of a cluster.
-func (a *app) claim(f *fleet) schedule.Claim {
+// claim takes scheduled times among the processes of a cluster.
+func (a *app) claim(f *fleet, sep string) schedule.Claim {
 	return func(ctx context.Context, name string, at time.Time) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err := f.bus.Acquire(ctx, fmt.Sprintf("%s.%s-%d", f.cluster, name, at.Unix()), a.processName(), claimed)
+		_, err := f.bus.Acquire(ctx, claimKey(f.cluster, name, sep, at), a.processName(), claimed)
 		if errors.Is(err, bus.ErrHeld) {
 			return schedule.ErrTaken
 		}

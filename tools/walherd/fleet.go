@@ -181,6 +181,8 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages
 		case messages.KindPart:
 			slots := max(a.set.Walherd.WorkerSlots, a.readers()+1)
 			pools = append(pools, runner.Pool{Kind: k, Slots: slots, Handler: &assemble.PartHandler{Deps: deps}})
+		case messages.KindExpire:
+			pools = append(pools, runner.Pool{Kind: k, Slots: 1, Handler: a.expireHandler(f, backups)})
 		case messages.KindCommit:
 			pools = append(pools, runner.Pool{Kind: k, Slots: 1, Handler: &assemble.CommitHandler{Deps: deps}})
 		}

@@ -27,8 +27,8 @@ func (a *app) worker() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Store what producers publish: take jobs from the queue until told to stop",
-		Long: "Takes archive, part and commit jobs of the cluster WALHERD_CLUSTER from the broker at WALHERD_NATS_URL and\n" +
-			"stores them, and answers read-only commands of hosts that have no storage. One storage location belongs to one\n" +
+		Long: "Takes archive, part, commit and expire jobs of the cluster WALHERD_CLUSTER from the broker at WALHERD_NATS_URL and\n" +
+			"works them off, and answers read-only commands of hosts that have no storage. One storage location belongs to one\n" +
 			"cluster, so one worker serves one cluster.\n" +
 			"SIGTERM drains: no more jobs are taken, running ones are finished within --drain, then handed back.\n" +
 			"A second signal aborts at once.",
@@ -57,6 +57,7 @@ type workerSet struct {
 	app          *app
 	fleet        *fleet
 	backups, wal *storages
+	retention    service.Service // nil without a schedule
 }
 
 // openWorker connects storages and broker and makes the pools. The caller
@@ -80,16 +81,23 @@ func (a *app) openWorker(ctx context.Context) (w *workerSet, err error) {
 	if w.fleet, err = a.connect(ctx, roleWorker); err != nil {
 		return w, err
 	}
+	if w.retention, err = a.retention(w.fleet); err != nil {
+		return w, err
+	}
 	return w, a.startWorkers(ctx, w.fleet, w.backups, w.wal, messages.Kinds())
 }
 
 // services are what runs beside the pools.
 func (w *workerSet) services() []service.Service {
 	a := w.app
-	return []service.Service{
+	all := []service.Service{
 		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster), a.marking(w.fleet.cluster)),
 		newTask("sweep", a, func(ctx context.Context) error { return a.sweep(ctx, w.fleet) }),
 	}
+	if w.retention != nil {
+		all = append(all, w.retention)
+	}
+	return all
 }
 
 func (w *workerSet) close() {
