@@ -308,7 +308,9 @@ func (p *planner) protect() {
 	// Each backup is come by once: a chain may be as long as the list.
 	seen := map[*node]bool{}
 	for _, kept := range slices.Concat(p.nodes, p.extra) {
-		if !kept.keep {
+		// A leftover needs nothing: a delete that was cut would else keep the
+		// chain of what it had begun with.
+		if !kept.keep || !kept.Listed && kept.busy == "" {
 			continue
 		}
 		for todo := []*node{kept}; len(todo) > 0; {
