@@ -97,6 +97,8 @@ func (f *natsFleet) refusals(t *testing.T) {
 		{"leave a dead letter", publish(messages.DeadSubject("main", messages.KindArchive))},
 		{"publish another cluster's WAL", publish(messages.WALSubject("other", 1))},
 		{"queue another cluster's job", publish(messages.WorkSubject(messages.KindArchive, "other"))},
+		{"have something deleted", publish(messages.WorkSubject(messages.KindExpire, "main"))},
+		{"say that something was deleted", publish(messages.EventSubject("main", messages.ExpireDone))},
 		{"answer commands", listen(messages.APISubject("main", "run"))},
 		{"mark backups", publish(messages.APISubject("main", "mark"))},
 		{"take the lease of deletions", lease("main.expire")},

@@ -39,7 +39,11 @@ var _ runner.Handler = (*Handler)(nil)
 
 // retryHeld is the pause before a redelivered job asks for the lease again: it
 // may be that of the worker that died with the job.
-const retryHeld = 20 * time.Second
+const retryHeld = 12 * time.Second
+
+// leaseTTL is how long the lease of a worker that died stands in the way: less
+// than all tries of a job take.
+const leaseTTL = 30 * time.Second
 
 // Handle implements runner.Handler. What is refused has been answered, and is
 // no failure of the job.
@@ -122,7 +126,7 @@ func (h *Handler) underLease(ctx context.Context, job runner.Job, work func(ctx 
 	// Unique for this try, so that who holds the lease tells whether it is
 	// still this one.
 	holder := fmt.Sprintf("%s/%d", job.Worker, time.Now().UnixNano())
-	lease, err := h.Bus.Acquire(ctx, key, holder, 0)
+	lease, err := h.Bus.Acquire(ctx, key, holder, leaseTTL)
 	if errors.Is(err, bus.ErrHeld) {
 		who, herr := h.Bus.Holder(ctx, key)
 		if herr != nil || who == "" {

@@ -181,6 +181,8 @@ func (w *Work) execute(ctx context.Context, inv *catalog.Inventory, pl *retain.P
 		size = defaultBatch
 	}
 	if w.Rate > 0 {
+		// No more at a time than in a second: a limit is to be even.
+		size = max(min(size, int(w.Rate)), 1)
 		x.limiter = rate.NewLimiter(rate.Limit(w.Rate), size)
 	}
 	doomed := map[catalog.BackupID]*catalog.Stored{}
