@@ -198,8 +198,8 @@ func TestDeleteOverTheQueue(t *testing.T) {
 // minute, only when asked.
 func slow(t *testing.T) {
 	t.Helper()
-	if os.Getenv("WALHERD_SLOW") == "" {
-		t.Skip("waits for a minute: set WALHERD_SLOW=1")
+	if os.Getenv("SLOW_TESTS") == "" {
+		t.Skip("waits for a minute: set SLOW_TESTS=1")
 	}
 }
 
