@@ -39,7 +39,7 @@ const (
 	FilesObject          // .../files_metadata.json
 	PartObject           // .../tar_partitions/PART
 	SegmentObject        // wal_005/SEG.EXT
-	CompanionObject      // what else begins with SEG: partial, backup history, delta, metadata
+	CompanionObject      // what else begins with SEG: partial, backup history, delta, changes, metadata
 	BulkObject           // wal_005/SEG without its last digit.json: metadata of BulkSpan segments
 	DeltaObject          // wal_005/SEG_delta.EXT: what BulkSpan segments from SEG on change
 	HistoryObject        // wal_005/TIMELINE.history.EXT
@@ -155,6 +155,8 @@ func classifySegment(seg pg.SegmentName, suffix string) Object {
 		// Work in progress has "_part" too, in the host's directory; who
 		// syncs that directory to the storage has it here.
 		rest, _ = strings.CutPrefix(r, "_part")
+	} else if r, ok := strings.CutPrefix(rest, "_changes"); ok {
+		rest = r // walherd's change map of the segment
 	} else if len(rest) > len(".00000028.backup")-1 && rest[0] == '.' {
 		const end = len(".00000028.backup")
 		if kind, _ := pg.ClassifyWALFile("000000010000000000000001" + rest[:end]); kind != pg.BackupFile {

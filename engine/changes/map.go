@@ -189,6 +189,10 @@ func (m *Map) Spans() []Span {
 	return spans
 }
 
+// End is where the next range to be merged is to begin, at the latest: the end
+// of what was scanned.
+func (m *Map) End() pg.LSN { return m.spans[len(m.spans)-1].End }
+
 // Covers reports whether every record that starts in [from, to) was looked at,
 // on the timelines that a server with history took. The error wraps ErrGap or
 // ErrTimeline and says what is missing.
@@ -295,6 +299,10 @@ func (m *Map) extend(spans []Span) {
 	}
 }
 
+// maxJoined bounds what is kept of a record that is put together, in bytes. Only
+// logical messages and commits of a million subtransactions are longer.
+const maxJoined = 64 << 20
+
 // borders is what becomes of the pieces of records at the borders.
 type borders struct {
 	head, tail *wal.Fragment
@@ -338,6 +346,8 @@ func (m *Map) join(next *Map) (borders, error) {
 		return b, fmt.Errorf("%w: %d bytes of a record are to follow at %s, there are %d", wal.ErrRecord, open.Missing, next.spans[0].Start, len(next.head.Bytes)+int(next.head.Missing))
 	}
 	whole := &wal.Fragment{Start: open.Start, Missing: next.head.Missing, Cut: open.Cut || next.head.Cut}
+	// A record has up to a gigabyte, and there is one in memory for each Map.
+	whole.Cut = whole.Cut || len(open.Bytes)+len(next.head.Bytes) > maxJoined
 	if !whole.Cut {
 		whole.Bytes = slices.Concat(open.Bytes, next.head.Bytes)
 	}

@@ -84,6 +84,11 @@ type Pusher struct {
 	// Where an increment of it could not be restored rightly, a full backup
 	// is taken, with a warning.
 	Parent *Parent
+	// Archived tells what archived WAL has changed since the parent, where
+	// the server itself cannot; nil is nobody.
+	Archived ArchivedChanges
+	// ForceMap fails an increment rather than read all changed files.
+	ForceMap bool
 }
 
 // Result is a committed backup.

@@ -7,7 +7,6 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/walherd/walherd/engine/delta"
 	"github.com/walherd/walherd/engine/manifest"
@@ -15,7 +14,6 @@ import (
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/engine/wal"
-	"github.com/walherd/walherd/producer/pgconn"
 )
 
 // Parent is a backup that an increment is taken of.
@@ -75,30 +73,6 @@ func (b *backup) history() (wal.History, error) {
 		return wal.History{}, fmt.Errorf("read the history of the server's timeline: %w", err)
 	}
 	return wal.ParseHistory(tl, text)
-}
-
-// summaryWait is how long the server's summarizer may take to come to the start
-// of this backup; reading all changed files takes longer on all but small
-// clusters.
-const summaryWait = 10 * time.Second
-
-// changedBlocks asks the server which blocks have changed since the parent
-// began; nil if it cannot tell, and then each changed file is read whole.
-func (b *backup) changedBlocks(ctx context.Context) (delta.ChangeMap, error) {
-	h, err := b.history()
-	if err != nil {
-		return nil, err // checkParent has read it
-	}
-	m, err := b.Conn.Summaries(ctx, pgconn.SummaryRange{From: *b.Parent.Sentinel.LSN, To: b.start.LSN, History: h, Wait: summaryWait})
-	switch {
-	case errors.Is(err, pgconn.ErrNoSummaries):
-		b.Logger.Info("changed files are read for their changed blocks", "reason", err)
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	b.Logger.Info("changed blocks are taken from the server's WAL summaries")
-	return m, nil
 }
 
 // planIncrement decides what becomes of each entry, and gives those that are

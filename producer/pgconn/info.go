@@ -18,6 +18,8 @@ type ServerInfo struct {
 	// pages in bytes.
 	SegmentSize             pg.SegmentSize
 	BlockSize, WALBlockSize int
+	// FileBlocks is how many pages a file of a relation holds at most.
+	FileBlocks int
 	// DataChecksums: data pages carry checksums.
 	DataChecksums bool
 	// InRecovery: the server is a standby, or still recovers.
@@ -44,7 +46,7 @@ func archiving(mode string, inRecovery bool) bool {
 const infoQuery = `
 SELECT s.system_identifier,
        current_setting('data_directory'),
-       i.bytes_per_wal_segment, i.database_block_size, i.wal_block_size,
+       i.bytes_per_wal_segment, i.database_block_size, i.wal_block_size, i.blocks_per_segment,
        i.data_page_checksum_version <> 0,
        pg_is_in_recovery(),
        current_setting('archive_mode'),
@@ -67,7 +69,7 @@ func (c *Conn) ServerInfo(ctx context.Context) (ServerInfo, error) {
 		segment int64
 	)
 	err = c.conn.QueryRow(ctx, infoQuery).Scan(&sysID, &info.DataDirectory,
-		&segment, &info.BlockSize, &info.WALBlockSize, &info.DataChecksums,
+		&segment, &info.BlockSize, &info.WALBlockSize, &info.FileBlocks, &info.DataChecksums,
 		&info.InRecovery, &info.ArchiveMode, &info.ArchiverSet)
 	if err != nil {
 		return ServerInfo{}, explain("read PostgreSQL server information", err)

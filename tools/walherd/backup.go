@@ -193,6 +193,7 @@ func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, opt p
 		AliveInterval: a.set.Postgres.AliveCheckInterval, StopTimeout: a.set.Postgres.StopBackupTimeout,
 		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: opt.permanent, UserData: opt.data, Parent: parent,
 		NoFilesMetadata: a.set.Postgres.WithoutFilesMetadata, NoRelations: a.set.Postgres.DisablePartialRestore,
+		Archived: a.archivedChanges(f), ForceMap: a.set.Postgres.ForceWALDelta,
 	}
 	res, err := p.Push(ctx)
 	if err != nil {

@@ -34,7 +34,7 @@ func (a *app) commands(args []string) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{err, cmd.UsageString()} })
 	root.AddCommand(
 		a.backupPush(), a.backupFetch(), a.backupList(), a.walPush(), a.walFetch(), a.walPrefetch(), a.worker(), a.agent(), a.serve(), a.brokerProcess(),
-		a.daemon(), a.daemonClient(), a.request(), a.healthCommand(), a.deltaBaseCommand(),
+		a.daemon(), a.daemonClient(), a.request(), a.healthCommand(), a.deltaBaseCommand(), a.walChangesCommand(),
 		a.walShow(), a.walVerify(), a.walRestore(), a.backupMark(), a.deleteCommand(),
 		a.storageTools(), a.copyCommand(), a.pgBackRest(), a.status(), a.queue(), a.deadLetters(), a.flags(), a.completion(),
 	)

@@ -19,6 +19,7 @@ import (
 	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/workers/archive"
 	"github.com/walherd/walherd/workers/assemble"
+	"github.com/walherd/walherd/workers/changemap"
 	"github.com/walherd/walherd/workers/intake"
 	"github.com/walherd/walherd/workers/kms"
 	"github.com/walherd/walherd/workers/runner"
@@ -32,10 +33,11 @@ type fleet struct {
 	bus     *bus.Bus
 	carrier transit.Carrier
 
-	embedded *broker.Embedded // nil with a broker elsewhere
-	storages *storages        // nil where other processes work
-	workers  *runner.Runner   // nil where other processes work
-	backups  string           // the storage this process stores backups in
+	embedded *broker.Embedded  // nil with a broker elsewhere
+	storages *storages         // nil where other processes work
+	workers  *runner.Runner    // nil where other processes work
+	maps     *changemap.Keeper // nil without WALG_USE_WAL_DELTA
+	backups  string            // the storage this process stores backups in
 }
 
 // localWindow is how many bytes may be between producer and worker of one
@@ -175,8 +177,11 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages
 	for _, k := range kinds {
 		switch k {
 		case messages.KindArchive:
+			if a.set.Postgres.UseWALDelta {
+				f.maps = changemap.NewKeeper(codec, a.changesLayout(), a.log)
+			}
 			pools = append(pools, runner.Pool{Kind: k, Slots: a.set.Walherd.WALSlots, Handler: &archive.Handler{
-				Choose: wal.writer, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log, Tries: a.set.Walherd.JobTries,
+				Choose: wal.writer, Carrier: f.carrier, Codec: codec, Bus: f.bus, Logger: a.log, Tries: a.set.Walherd.JobTries, Maps: f.maps,
 			}})
 		case messages.KindPart:
 			slots := max(a.set.Walherd.WorkerSlots, a.readers()+1)
@@ -256,6 +261,9 @@ func (f *fleet) close(ctx context.Context, log *slog.Logger) {
 		}
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		if err := f.workers.Stop(drain); err != nil && ctx.Err() == nil {
+			log.Warn("stop workers", telemetry.KeyError, err)
+		}
+		if err := f.maps.Close(drain); err != nil && ctx.Err() == nil {
 			log.Warn("stop workers", telemetry.KeyError, err)
 		}
 		cancel()

@@ -33,6 +33,7 @@ import (
 	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/storage/repo"
+	"github.com/walherd/walherd/workers/changemap"
 	"github.com/walherd/walherd/workers/intake"
 	"github.com/walherd/walherd/workers/runner"
 )
@@ -51,11 +52,14 @@ type Handler struct {
 	Logger  *slog.Logger
 	// Tries of one job, the runner's number. 0 is 5.
 	Tries int
+	// Maps, unless nil, keeps a change map beside each segment.
+	Maps *changemap.Keeper
 }
 
 // stored is what became of a file.
 type stored struct {
 	storage string // set in any case once chosen
+	in      *repo.Repo
 	object  string
 	bytes   int64
 	equal   bool
@@ -70,7 +74,9 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	if err != nil {
 		return bus.Reject(err)
 	}
-	got, err := h.store(ctx, aj)
+	scan := h.Maps.Begin(aj.Name)
+	defer scan.Drop()
+	got, err := h.store(ctx, aj, scan)
 	if reason(err) == messages.ReasonDamaged {
 		// The bytes may be gone because another worker had the same job, or
 		// the archiver asked twice: then the object is there.
@@ -93,6 +99,7 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 		h.Logger.Warn("drop the queued copy of a stored WAL file", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
 	}
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes, File: aj.Name, SHA256: aj.Bytes.SHA256})
+	scan.Keep(ctx, got.in)
 	return nil
 }
 
@@ -236,17 +243,17 @@ func (h *Handler) event(ctx context.Context, job runner.Job, e messages.Event) {
 }
 
 // store puts the file, or finds it there.
-func (h *Handler) store(ctx context.Context, aj messages.ArchiveJob) (stored, error) {
+func (h *Handler) store(ctx context.Context, aj messages.ArchiveJob, scan *changemap.Scan) (stored, error) {
 	where, err := h.Choose(ctx)
 	if err != nil {
 		return stored{}, err
 	}
-	got, err := h.storeIn(ctx, where, aj)
-	got.storage = where.Name()
+	got, err := h.storeIn(ctx, where, aj, scan)
+	got.storage, got.in = where.Name(), where
 	return got, err
 }
 
-func (h *Handler) storeIn(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob) (stored, error) {
+func (h *Handler) storeIn(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob, scan *changemap.Scan) (stored, error) {
 	object := aj.Name + h.Codec.Extension()
 	// History files are tiny and decide where a recovery goes: one is never
 	// replaced by another.
@@ -257,7 +264,7 @@ func (h *Handler) storeIn(ctx context.Context, where *repo.Repo, aj messages.Arc
 			return got, err
 		}
 	}
-	got, err := h.put(ctx, where, aj, object, storage.PutOptions{IfAbsent: keep})
+	got, err := h.put(ctx, where, aj, scan, object, storage.PutOptions{IfAbsent: keep})
 	if keep && errors.Is(err, storage.ErrExist) {
 		// Another worker was faster with the same name.
 		return h.compareExisting(ctx, where, aj)
@@ -265,14 +272,14 @@ func (h *Handler) storeIn(ctx context.Context, where *repo.Repo, aj messages.Arc
 	return got, err
 }
 
-func (h *Handler) put(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob, object string, opt storage.PutOptions) (stored, error) {
+func (h *Handler) put(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob, scan *changemap.Scan, object string, opt storage.PutOptions) (stored, error) {
 	r, err := h.Carrier.Open(ctx, aj.Bytes)
 	if err != nil {
 		return stored{}, err
 	}
 	defer r.Close()
 	var info storage.Info
-	_, err = intake.Store(ctx, r, h.Codec, func(body io.Reader) (err error) {
+	_, err = intake.Store(ctx, scan.Tap(r), h.Codec, func(body io.Reader) (err error) {
 		info, err = where.PutWAL(ctx, object, body, opt)
 		return err
 	})

@@ -159,8 +159,8 @@ type Postgres struct {
 
 	PreventWALOverwrite bool   `envconfig:"WALG_PREVENT_WAL_OVERWRITE" default:"false" desc:"fail rather than replace archived WAL by other content"`
 	UploadWALMetadata   string `envconfig:"WALG_UPLOAD_WAL_METADATA" default:"NOMETADATA" enum:"NOMETADATA|INDIVIDUAL|BULK" later:"WAL metadata" effect:"warn" laterif:"INDIVIDUAL|BULK" desc:"whether archived WAL gets a JSON object beside it, each or per 16 segments"`
-	UseWALDelta         bool   `envconfig:"WALG_USE_WAL_DELTA" default:"false" later:"increments" effect:"warn" desc:"record which blocks WAL changes, so that an increment need not scan"`
-	ForceWALDelta       bool   `envconfig:"WALG_FORCE_WAL_DELTA" default:"false" later:"increments" effect:"warn" desc:"fail rather than scan when that record is missing"`
+	UseWALDelta         bool   `envconfig:"WALG_USE_WAL_DELTA" default:"false" desc:"where WAL is stored: keep beside each segment a map of the blocks it changes, so that an increment need not scan"`
+	ForceWALDelta       bool   `envconfig:"WALG_FORCE_WAL_DELTA" default:"false" desc:"fail rather than scan when neither the server's WAL summaries nor those maps tell what an increment has to hold"`
 
 	DeltaMaxSteps       int    `envconfig:"WALG_DELTA_MAX_STEPS" default:"0" min:"0" desc:"increments between full backups; 0 is full backups only"`
 	DeltaOrigin         string `envconfig:"WALG_DELTA_ORIGIN" default:"LATEST" enum:"LATEST|LATEST_FULL" desc:"what an increment is based on: the latest backup or the full backup of its chain"`

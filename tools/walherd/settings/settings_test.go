@@ -497,7 +497,7 @@ func TestLaterWarns(t *testing.T) {
 	for _, w := range warnings {
 		names = append(names, w.Setting)
 	}
-	want := []string{"WALG_USE_WAL_DELTA", "WALG_USE_RATING_COMPOSER"}
+	want := []string{"WALG_USE_RATING_COMPOSER"}
 	if !slices.Equal(names, want) {
 		t.Errorf("got %v, want %v", names, want)
 	}
