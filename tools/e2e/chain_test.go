@@ -145,6 +145,23 @@ type coldBackup struct {
 	actions []delta.Action
 	control cluster.Control
 	pages   int64
+	parent  *coldBackup
+	began   time.Time
+}
+
+// root and count are of the chain that an increment of b belongs to.
+func (b *coldBackup) root() pg.BackupName {
+	if i := b.link.Sentinel.Increment; i != nil {
+		return i.Root
+	}
+	return b.link.Backup
+}
+
+func (b *coldBackup) count() int {
+	if i := b.link.Sentinel.Increment; i != nil {
+		return i.Count
+	}
+	return 0
 }
 
 func (b *coldBackup) Parts(context.Context) (out []restore.Object, err error) {
@@ -161,31 +178,42 @@ func (b *coldBackup) Open(_ context.Context, name string) (io.ReadCloser, error)
 // backUpCold backs a stopped server's directory up, on parent if there is one.
 func backUpCold(t testing.TB, dir string, parent *coldBackup) *coldBackup {
 	t.Helper()
+	control, _, err := cluster.ReadControl(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The server was stopped: every time can be believed.
+	return backUpStill(t, dir, control.Checkpoint, time.Now().Add(time.Hour), parent, nil)
+}
+
+// backUpStill backs the directory of a server up whose files hold still, as of
+// lsn. Pages of an increment are chosen by the map if there is one. Times of
+// the parent's files are believed that are older than trusted.
+func backUpStill(t testing.TB, dir string, lsn pg.LSN, trusted time.Time, parent *coldBackup, m delta.ChangeMap) *coldBackup {
+	t.Helper()
 	listing, err := cluster.Scan(t.Context(), dir, cluster.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &coldBackup{objects: map[string][]byte{}, entries: listing.Entries}
+	b := &coldBackup{objects: map[string][]byte{}, entries: listing.Entries, parent: parent}
 	var raw []byte
 	if b.control, raw, err = cluster.ReadControl(t.Context(), listing.Root); err != nil {
 		t.Fatal(err)
 	}
-	lsn := b.control.Checkpoint
-	segment := lsn.Segment(b.control.Timeline, pg.DefaultSegmentSize)
+	segment := lsn.Segment(b.control.Timeline, b.control.SegmentSize)
 	b.link = restore.Link{Backup: pg.FullBackupName(segment), Sentinel: &manifest.Sentinel{LSN: &lsn, FinishLSN: &lsn}}
 	b.actions = make([]delta.Action, len(b.entries))
 	var open pack.Opener = pack.NewFiles(listing.Root)
 	if parent != nil {
 		b.link.Backup = pg.IncrementName(segment, parent.link.Backup)
-		b.link.Sentinel.Increment = &manifest.Increment{ParentLSN: *parent.link.Sentinel.LSN, Parent: parent.link.Backup, Root: parent.link.Backup, Count: 1}
-		// The server was stopped: every time can be believed.
-		b.actions, err = delta.Plan(b.entries, delta.Parent{Start: time.Now().Add(time.Hour), Files: func(visit func(string, manifest.File) error) error {
+		b.link.Sentinel.Increment = &manifest.Increment{ParentLSN: *parent.link.Sentinel.LSN, Parent: parent.link.Backup, Root: parent.root(), Count: parent.count() + 1}
+		b.actions, err = delta.Plan(b.entries, delta.Parent{Start: trusted, Files: func(visit func(string, manifest.File) error) error {
 			return parent.link.Files(manifest.FilesVisitor{File: visit})
 		}}, page.DefaultSize)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if open, err = delta.NewOpener(delta.Options{Root: listing.Root, Actions: b.actions, Since: *parent.link.Sentinel.LSN, PageSize: page.DefaultSize}); err != nil {
+		if open, err = delta.NewOpener(delta.Options{Root: listing.Root, Actions: b.actions, Since: *parent.link.Sentinel.LSN, PageSize: page.DefaultSize, Changes: m}); err != nil {
 			t.Fatal(err)
 		}
 	}
