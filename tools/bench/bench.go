@@ -59,7 +59,7 @@ func (b *bench) run() error {
 	// Each in a scope of its own, so that its cluster is gone before the
 	// next one is made. The stages come last: what this process has grown to
 	// by then would count as memory of the commands it starts; see usage.
-	for _, f := range []func(pgtest.TB) error{b.compressible, b.incompressible, b.memory, b.objects, b.stages} {
+	for _, f := range []func(pgtest.TB) error{b.compressible, b.incompressible, b.increments, b.memory, b.objects, b.stages} {
 		if b.ctx.Err() != nil {
 			return fmt.Errorf("interrupted: %w", context.Cause(b.ctx))
 		}
