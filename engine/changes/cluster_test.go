@@ -3,6 +3,7 @@ package changes_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
@@ -12,11 +13,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/walherd/walherd/engine/changes"
 	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/wal"
+	"github.com/walherd/walherd/producer/pgconn"
 	"github.com/walherd/walherd/producer/pgtest"
 	"github.com/walherd/walherd/tools/pgmatrix/matrix"
 )
@@ -226,6 +229,10 @@ func setup(t *testing.T, opts ...pgtest.Option) run {
 	opts = append([]pgtest.Option{pgtest.WithSegmentSize(1), pgtest.WithConf(
 		"wal_keep_size = 2GB", "max_prepared_transactions = 5", "autovacuum = off", "max_wal_size = 2GB", "checkpoint_timeout = 1h")}, opts...)
 	r := run{pgt: pgtest.New(t, opts...)}
+	if r.pgt.Major() >= 17 {
+		r.pgt.SQL("ALTER SYSTEM SET summarize_wal = on")
+		r.pgt.Reload()
+	}
 	r.pgt.Run("mkdir", filepath.Join(r.pgt.Dir(), "aside"))
 	r.pgt.SQL("CREATE TABLESPACE aside LOCATION '" + filepath.Join(r.pgt.Dir(), "aside") + "'")
 	r.pgt.SQL(prepareSQL)
@@ -386,6 +393,9 @@ func TestMapMissesNothing(t *testing.T) {
 				t.Errorf("scanned at once %d bytes, in segments %d", len(a), len(b))
 			}
 			r.hold(t, apart, true)
+			if m := r.summaries(t); m != nil {
+				r.hold(t, m, true)
+			}
 			r.askServer(t)
 		})
 	}
@@ -397,6 +407,97 @@ func TestMapWithoutChecksums(t *testing.T) {
 	t.Parallel()
 	r := setup(t, pgtest.WithoutChecksums(), pgtest.WithConf("full_page_writes = off"))
 	r.hold(t, r.scanAtOnce(t), false)
+}
+
+// summaries is the Map that the server's own summaries make, nil before 17.
+func (r run) summaries(t *testing.T) *changes.Map {
+	t.Helper()
+	if r.pgt.Major() < 17 {
+		return nil
+	}
+	r.pgt.Start()
+	c, err := pgconn.Connect(t.Context(), pgconn.Options{ConnString: r.pgt.ConnString()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := c.Summaries(t.Context(), pgconn.SummaryRange{
+		From: r.start.Checkpoint, To: r.end.Checkpoint, History: wal.History{Timeline: 1}, Wait: time.Minute,
+	})
+	if err = errors.Join(err, c.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	r.pgt.Stop(pgtest.Fast)
+	return m
+}
+
+// TestMapAcrossFiles: a relation that grows over the end of its first file. The
+// file is made long beforehand, with nothing in it.
+func TestMapAcrossFiles(t *testing.T) {
+	t.Parallel()
+	pgt := pgtest.New(t, pgtest.WithSegmentSize(1), pgtest.WithConf("autovacuum = off", "wal_keep_size = 1GB", "checkpoint_timeout = 1h", "bgwriter_lru_maxpages = 0"))
+	pgt.SQL("CREATE TABLE long AS SELECT 1 AS g, repeat('x', 500) AS v")
+	path := filepath.Join(pgt.DataDir(), pgt.SQL("SELECT pg_relation_filepath('long')"))
+	pgt.Stop(pgtest.Fast)
+	start := checkpoint(t, pgt.DataDir())
+	if err := os.Truncate(path, 1<<30-2*pageSize); err != nil {
+		t.Fatal(err)
+	}
+	pgt.Start()
+	pgt.SQL("INSERT INTO long SELECT g, repeat('y', 500) FROM generate_series(1, 2000) g")
+	pgt.Stop(pgtest.Fast)
+	end := checkpoint(t, pgt.DataDir())
+	var all []byte
+	for n := start.Checkpoint.Segment(1, end.SegmentSize); n.Start(end.SegmentSize) < end.Checkpoint; n = n.Next(end.SegmentSize) {
+		b, err := os.ReadFile(filepath.Join(pgt.WALDir(), n.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b...)
+	}
+	m, err := changes.Scan(bytes.NewReader(all), changes.ScanOptions{From: start.Checkpoint, To: end.Checkpoint})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{path, path + ".1"} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rel, err := filepath.Rel(pgt.DataDir(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of, err := wal.ParseFile(rel)
+		if err != nil || of.Segment != uint32(i) {
+			t.Fatalf("%+v, %v", of, err)
+		}
+		blocks := uint32(info.Size() / pageSize)
+		list, whole := m.Changed(of, blocks)
+		told := slices.Collect(list)
+		changed := 0
+		// Of the first file only the end can have changed.
+		for n := max(int64(blocks)-200, 1); n < int64(blocks); n++ {
+			b := make([]byte, pageSize)
+			if _, err := f.ReadAt(b, n*pageSize); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Count(b, []byte{0}) == len(b) {
+				continue
+			}
+			changed++
+			if _, ok := slices.BinarySearch(told, uint32(n)); !ok && !whole {
+				t.Errorf("missed: page %d of file %d", n, i)
+			}
+		}
+		if want := []int{2, 50}[i]; changed < want || whole || len(told) > changed+3 {
+			t.Errorf("file %d of %d pages: %d changed, %d told, whole %v", i, blocks, changed, len(told), whole)
+		}
+	}
 }
 
 // askServer holds the reader against pg_walinspect, which came with 15.
