@@ -32,11 +32,18 @@ func (d *Delivery) Working() error { return d.msg.InProgress() }
 // RetryError asks for another delivery after a while.
 type RetryError struct {
 	After time.Duration
-	Err   error
+	// Hold: however often it was tried, it is not given up.
+	Hold bool
+	Err  error
 }
 
 // Retry makes an outcome: try again after d.
 func Retry(after time.Duration, err error) error { return &RetryError{After: after, Err: err} }
+
+// Hold makes an outcome: try again after d, and never give it up.
+func Hold(after time.Duration, err error) error {
+	return &RetryError{After: after, Hold: true, Err: err}
+}
 
 func (e *RetryError) Error() string { return e.Err.Error() }
 func (e *RetryError) Unwrap() error { return e.Err }
@@ -63,9 +70,9 @@ func Backoff(attempt int) time.Duration {
 // outcomes become acknowledgements. nil is acknowledged (twice over the wire,
 // so that the broker is known to have it), RetryError is handed out again
 // later, RejectError is terminated with its reason, and any other error is
-// retried with Backoff. tries bounds all of it: a message that failed for the
-// last time is terminated with its reason too, because a message that merely
-// exhausts its deliveries stays in the queue unseen.
+// retried with Backoff. tries bounds all of it but Hold: a message that failed
+// for the last time is terminated with its reason too, because a message that
+// merely exhausts its deliveries stays in the queue unseen.
 func (d *Delivery) Settle(ctx context.Context, tries int, outcome error) error {
 	var reject *RejectError
 	var retry *RetryError
@@ -74,6 +81,8 @@ func (d *Delivery) Settle(ctx context.Context, tries int, outcome error) error {
 		return d.msg.DoubleAck(ctx)
 	case errors.As(outcome, &reject):
 		return d.msg.TermWithReason(reason(outcome))
+	case errors.As(outcome, &retry) && retry.Hold:
+		return d.msg.NakWithDelay(retry.After)
 	case d.Attempt >= tries:
 		return d.msg.TermWithReason(reason(fmt.Errorf("gave up after %d tries: %w", d.Attempt, outcome)))
 	case errors.As(outcome, &retry):
@@ -85,7 +94,14 @@ func (d *Delivery) Settle(ctx context.Context, tries int, outcome error) error {
 // Final reports whether outcome is the last word on this delivery.
 func (d *Delivery) Final(tries int, outcome error) bool {
 	var reject *RejectError
-	return outcome == nil || errors.As(outcome, &reject) || d.Attempt >= tries
+	var retry *RetryError
+	switch {
+	case outcome == nil, errors.As(outcome, &reject):
+		return true
+	case errors.As(outcome, &retry) && retry.Hold:
+		return false
+	}
+	return d.Attempt >= tries
 }
 
 // GiveBack returns the message at once, as if it had not been handed out but

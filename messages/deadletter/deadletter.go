@@ -1,7 +1,8 @@
 // Package deadletter is the place of jobs that were given up: a worker puts a
-// copy there, with the reason, before it ends the job at the broker; a job
-// whose deliveries ran out without a word (its workers died) is found by the
-// broker's advisory, and is still in the work queue, where no worker gets it.
+// copy there, with the reason, before it ends the job at the broker. Where the
+// broker bounds deliveries, a job that ran out of them without a word (its
+// workers died) is found by the broker's advisory, and is still in the work
+// queue, where no worker gets it, until Relieve moves it.
 //
 // A letter can be read, tried again and dropped. Nothing else removes one but
 // the stream's own limit.
@@ -62,6 +63,27 @@ func Post(ctx context.Context, b *bus.Bus, c messages.Cluster, k messages.Kind, 
 		return fmt.Errorf("keep a dead letter: %w", err)
 	}
 	return nil
+}
+
+// Relieve takes a stuck letter's job out of the work queue: it becomes a letter
+// like any other, or, where it must not be given up (keep), is queued anew.
+// Killed on its way it leaves the letter, the job, or both twice, and doing a
+// job twice is harmless.
+func Relieve(ctx context.Context, b *bus.Bus, l Letter, worker string, keep bool) error {
+	if !l.Stuck {
+		return nil
+	}
+	if keep {
+		return Retry(ctx, b, l)
+	}
+	h := bus.Header{
+		headerReason: {clean(l.Reason)}, headerWorker: {worker},
+		headerAttempt: {strconv.Itoa(l.Attempts)}, headerSubject: {l.subject},
+	}
+	if _, err := b.Publish(ctx, messages.DeadSubject(l.Cluster, l.Kind), h, l.Data); err != nil {
+		return fmt.Errorf("keep a dead letter: %w", err)
+	}
+	return Drop(ctx, b, l)
 }
 
 // clean makes text fit for a header.
@@ -190,18 +212,27 @@ func object(data []byte) string {
 	return body.Name
 }
 
+// Acknowledged reports whether the letter is about a WAL file that PostgreSQL
+// was told is archived.
+func (l Letter) Acknowledged() bool {
+	job, ok := l.archive()
+	return ok && job.Acknowledged
+}
+
 // Transfer is where the bytes of a letter's job are queued; empty if it has
 // none, or cannot be read.
 func (l Letter) Transfer() string {
+	job, _ := l.archive()
+	return job.Bytes.ID
+}
+
+func (l Letter) archive() (job messages.ArchiveJob, ok bool) {
 	env, err := messages.Decode(l.Data)
 	if err != nil || l.Kind != messages.KindArchive {
-		return ""
+		return messages.ArchiveJob{}, false
 	}
-	job, err := messages.Unpack[messages.ArchiveJob](env)
-	if err != nil {
-		return ""
-	}
-	return job.Bytes.ID
+	job, err = messages.Unpack[messages.ArchiveJob](env)
+	return job, err == nil
 }
 
 // Retry queues a letter's job anew and drops the letter. Killed between the

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -137,6 +138,51 @@ func TestDropLeavesNothing(t *testing.T) {
 				t.Fatalf("after drop: %v, want ErrUnknown", err)
 			}
 			nothingLeft(t, b)
+		})
+	}
+}
+
+// TestRelieveMovesAStuckJob from the work queue to the letters, whole, or to
+// the queue's end.
+func TestRelieveMovesAStuckJob(t *testing.T) {
+	t.Parallel()
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprint("keep ", keep), func(t *testing.T) {
+			t.Parallel()
+			b := bustest.New(t, topology.Config{MaxDeliver: 2})
+			want := queue(t, b)
+			ways["out of deliveries"](t, b)
+			stuck := only(t, b)
+			if !stuck.Stuck {
+				t.Fatalf("the letter is %+v", stuck)
+			}
+			if err := deadletter.Relieve(t.Context(), b, stuck, "w2", keep); err != nil {
+				t.Fatal(err)
+			}
+			if keep {
+				d := take(t, b)
+				if !bytes.Equal(d.Data(), want) || d.Attempt != 1 {
+					t.Fatalf("attempt %d of %s", d.Attempt, d.Data())
+				}
+				if err := d.Settle(t.Context(), 2, nil); err != nil {
+					t.Fatal(err)
+				}
+				nothingLeft(t, b)
+				return
+			}
+			if n, err := b.Depth(t.Context(), topology.StreamWork); err != nil || n > 0 {
+				t.Fatalf("%d jobs are left, %v", n, err)
+			}
+			l := only(t, b)
+			if l.Stuck || l.Object != segment || l.Reason != stuck.Reason || l.Attempts != 2 || l.Worker != "w2" || !bytes.Equal(l.Data, want) {
+				t.Fatalf("the letter is %+v", l)
+			}
+			if err := deadletter.Retry(t.Context(), b, l); err != nil {
+				t.Fatal(err)
+			}
+			if d := take(t, b); !bytes.Equal(d.Data(), want) {
+				t.Fatalf("tried again: %s", d.Data())
+			}
 		})
 	}
 }

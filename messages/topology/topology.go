@@ -64,7 +64,8 @@ type Consumer struct {
 	// AckWait is how long a silent worker keeps a message before another
 	// gets it.
 	AckWait time.Duration
-	// MaxDeliver is how often a message is handed out at most.
+	// MaxDeliver is how often a message is handed out at most; -1 is without
+	// end.
 	MaxDeliver int
 	// MaxAckPending bounds messages being worked on, over all workers.
 	MaxAckPending int
@@ -97,7 +98,9 @@ type Config struct {
 	Embedded bool
 	// Kinds of job to declare consumers for; nil is all.
 	Kinds []messages.Kind
-	// AckWait and MaxDeliver of job consumers. 0: 30 s and 5.
+	// AckWait and MaxDeliver of job consumers. 0: 30 s and without end. It is
+	// the workers that count: a broker that stops handing a message out keeps
+	// it in the work queue unseen, with an advisory that may be lost.
 	AckWait    time.Duration
 	MaxDeliver int
 	// MaxWALBytes and MaxChunkBytes bound the bulk streams, and a broker
@@ -113,7 +116,7 @@ func (c Config) withDefaults() Config {
 		c.AckWait = 30 * time.Second
 	}
 	if c.MaxDeliver == 0 {
-		c.MaxDeliver = 5
+		c.MaxDeliver = -1
 	}
 	if c.MaxWALBytes == 0 {
 		c.MaxWALBytes = 16 << 30
@@ -143,10 +146,10 @@ func (c Config) Streams() []Stream {
 		// Chunks can be produced again, so they are worth no disk and no replica.
 		{Name: StreamChunk, Subjects: []string{"walherd.chunk.>"}, Retention: WorkQueue, Storage: Memory, Replicas: 1, MaxBytes: c.MaxChunkBytes, MaxAge: time.Hour, MaxPerSubject: 4096},
 		{Name: StreamEvent, Subjects: []string{"walherd.event.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, MaxAge: 7 * 24 * time.Hour, DropOld: true},
-		// A worker leaves a copy of what it gives up. A message whose
-		// deliveries ran out without a word stays in the work queue unseen;
-		// only the advisory tells, and a plain subscriber would miss it while
-		// away.
+		// A worker leaves a copy of what it gives up. Where a consumer has a
+		// bound of deliveries (an operator's, or an earlier version's), a message
+		// that reaches it stays in the work queue unseen; only the advisory
+		// tells, and a plain subscriber would miss it while away.
 		{Name: StreamDead, Subjects: []string{"walherd.dead.>", Exhausted},
 			Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, DropOld: true},
 		{Name: StreamWork, Subjects: []string{"walherd.work.>"}, Retention: WorkQueue, Storage: store, Replicas: c.Replicas, MaxBytes: 4 * small},

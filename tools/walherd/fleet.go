@@ -80,7 +80,7 @@ func (a *app) connect(ctx context.Context, r role, kinds ...messages.Kind) (f *f
 	if err != nil {
 		return f, err
 	}
-	if _, err = topology.Ensure(ctx, f.bus, topology.Config{Cluster: f.cluster, Embedded: true, Kinds: kinds, MaxDeliver: a.set.Walherd.JobTries, AckWait: a.set.Walherd.AckWait}); err != nil {
+	if _, err = topology.Ensure(ctx, f.bus, topology.Config{Cluster: f.cluster, Embedded: true, Kinds: kinds, AckWait: a.set.Walherd.AckWait}); err != nil {
 		return f, err
 	}
 	f.carrier = transit.NewLocal(localWindow)
@@ -139,7 +139,7 @@ func (a *app) ensure(ctx context.Context, b *bus.Bus, cluster messages.Cluster, 
 	}
 	diffs, err := topology.Ensure(ctx, b, topology.Config{
 		Cluster: cluster, Replicas: a.set.Walherd.Replicas,
-		AckWait: a.set.Walherd.AckWait, MaxDeliver: a.set.Walherd.JobTries,
+		AckWait:     a.set.Walherd.AckWait,
 		MaxWALBytes: int64(a.set.Walherd.MaxWALBytes), MaxChunkBytes: int64(a.set.Walherd.MaxChunkBytes),
 	})
 	for _, d := range diffs {

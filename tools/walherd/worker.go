@@ -116,7 +116,8 @@ func (w *workerSet) close() {
 const sweepEvery = 5 * time.Minute
 
 // sweep removes, again and again, WAL chunks whose producer died before it
-// published their job. One worker of a cluster does it at a time.
+// published their job, and jobs that no worker gets any more. One worker of a
+// cluster does it at a time.
 func (a *app) sweep(ctx context.Context, f *fleet) error {
 	queue, ok := f.carrier.(*transit.Queue)
 	if !ok {
@@ -144,6 +145,7 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 				var held []string
 				for _, l := range letters {
 					held = append(held, l.Transfer())
+					a.relieve(ctx, f, l)
 				}
 				swept, err := queue.Sweep(ctx, f.cluster, time.Now().Add(-age), held...)
 				if swept.Transfers > 0 {
@@ -156,6 +158,23 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 			a.log.Warn("sweep the queue", telemetry.KeyError, err)
 		}
 	}
+}
+
+// relieve moves a job that the broker no longer hands out from the work queue
+// to the dead letters, or, of a file that PostgreSQL was told is archived, to
+// its end.
+func (a *app) relieve(ctx context.Context, f *fleet, l deadletter.Letter) {
+	if !l.Stuck {
+		return
+	}
+	keep := l.Acknowledged()
+	if err := deadletter.Relieve(ctx, f.bus, l, a.processName(), keep); err != nil {
+		// A broker with roles lets operators do it only.
+		a.log.Error(fmt.Sprintf("a job is stuck in the queue, out of deliveries: run `%s deadletter retry %d`", a.name, l.ID),
+			telemetry.KeyKind, l.Kind, "object", l.Object, telemetry.KeyError, err)
+		return
+	}
+	a.log.Warn("a job was stuck in the queue, out of deliveries", telemetry.KeyKind, l.Kind, "object", l.Object, "queued_again", keep)
 }
 
 // processName tells this process from others.

@@ -85,10 +85,10 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 		}
 	}
 	switch {
-	case errors.Is(err, storage.ErrPermanent) && h.another(ctx, got.storage):
-		return bus.Retry(0, err)
 	case err != nil && aj.Acknowledged:
 		return h.holdOn(ctx, job, aj, err)
+	case errors.Is(err, storage.ErrPermanent) && h.another(ctx, got.storage):
+		return bus.Retry(0, err)
 	case final(err):
 		return bus.Reject(err)
 	case err != nil:
@@ -101,6 +101,13 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes, File: aj.Name, SHA256: aj.Bytes.SHA256})
 	scan.Keep(ctx, got.in)
 	return nil
+}
+
+// Keep implements runner.Keeper: what PostgreSQL was told is archived is not
+// given up because workers died with it.
+func (h *Handler) Keep(job runner.Job) bool {
+	aj, err := messages.Unpack[messages.ArchiveJob](job.Envelope)
+	return err == nil && aj.Acknowledged
 }
 
 // alreadyStored reports whether the archived file of that name has the digest
@@ -148,8 +155,9 @@ func reason(err error) messages.Reason {
 // holdOn is the outcome of a failed try at an acknowledged job. What only
 // lasts (a storage that is away, full or read-only, a key that is not there)
 // must not end it, so the last try but one puts the job into the queue again
-// as a new one; the last is for when that fails. Damage is tried as often as
-// any failure, because another replica of the broker may have the chunk.
+// as a new one; where that fails, the old one is held. Damage is tried as
+// often as any failure, because another replica of the broker may have the
+// chunk.
 func (h *Handler) holdOn(ctx context.Context, job runner.Job, aj messages.ArchiveJob, err error) error {
 	tries := h.Tries
 	if tries == 0 {
@@ -178,7 +186,7 @@ func (h *Handler) holdOn(ctx context.Context, job runner.Job, aj messages.Archiv
 		_, eerr = h.Bus.Publish(ctx, messages.WorkSubject(job.Kind, job.Cluster), nil, again)
 	}
 	if eerr != nil {
-		return bus.Retry(bus.Backoff(job.Attempt), errors.Join(err, eerr))
+		return bus.Hold(bus.Backoff(job.Attempt), errors.Join(err, eerr))
 	}
 	h.Logger.Error("an acknowledged WAL file cannot be stored, it stays queued", telemetry.KeySegment, aj.Name,
 		telemetry.KeyAttempt, job.Attempt+(aj.Round-1)*tries, telemetry.KeyError, err)

@@ -157,6 +157,38 @@ func TestOutageDoesNotEndAnAcknowledgedJob(t *testing.T) {
 	}
 }
 
+// TestAcknowledgedJobIsHeld where it cannot be queued anew, however often it
+// was handed out, and is not given up with the workers that had it.
+func TestAcknowledgedJobIsHeld(t *testing.T) {
+	t.Parallel()
+	b := newHandlerBench(t)
+	b.away = errors.New("storage is away")
+	job := messages.ArchiveJob{Name: segment, Bytes: b.deposit("content"), Acknowledged: true}
+	body, err := json.Marshal(job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := runner.Job{Attempt: 9, Envelope: messages.Envelope{
+		Version: messages.Version, Kind: messages.KindArchive, Cluster: bustest.Cluster, At: time.Now(), Body: body,
+	}}
+	if !b.h.Keep(j) {
+		t.Fatal("it may be given up")
+	}
+	b.b.Close() // nothing can be published
+	var retry *bus.RetryError
+	outcome := b.h.Handle(t.Context(), j)
+	if !errors.As(outcome, &retry) || !retry.Hold || retry.After == 0 {
+		t.Fatalf("the outcome is %v", outcome)
+	}
+	if d := (&bus.Delivery{Attempt: 9}); d.Final(5, outcome) {
+		t.Fatal("that is taken to be final")
+	}
+	job.Acknowledged = false
+	if j.Body, err = json.Marshal(job); err != nil || b.h.Keep(j) {
+		t.Fatalf("one that nobody was told of is kept, %v", err)
+	}
+}
+
 // TestLostChunkIsCalledDamage, so that the host sends the file again.
 func TestLostChunkIsCalledDamage(t *testing.T) {
 	t.Parallel()

@@ -3,8 +3,11 @@
 // told first to whoever waits for it and then to the broker.
 //
 // A job that fails is retried with a growing pause, at most Tries times, then
-// becomes a dead letter with its reason; the queue goes on. Slots of one kind
-// are never taken by another kind, so a base backup cannot delay WAL.
+// becomes a dead letter with its reason; the queue goes on. So does a job that
+// was handed out Tries times and of which no worker said what became of it: it
+// may be what killed them. Only a Keeper's jobs are not given up for that.
+// Slots of one kind are never taken by another kind, so a base backup cannot
+// delay WAL.
 package runner
 
 import (
@@ -47,6 +50,16 @@ type Handler interface {
 	// means that the job will not be tried again.
 	Settled(ctx context.Context, job Job, outcome error, final bool)
 }
+
+// Keeper is a Handler some of whose jobs must not be given up because workers
+// that had them are gone.
+type Keeper interface {
+	// Keep reports whether job is to be tried however often that was so.
+	Keep(job Job) bool
+}
+
+// ErrUnfinished is why a job is given up that no worker has ended.
+var ErrUnfinished = errors.New("no worker that took it said what became of it: each died, hung, or lost the broker")
 
 // Pool is a number of slots for one kind of job.
 type Pool struct {
@@ -167,6 +180,9 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 		}
 		job.Envelope = env
 		span.SetAttributes(attribute.String(telemetry.KeyCluster, string(env.Cluster)))
+		if keeper, ok := p.Handler.(Keeper); d.Attempt > r.opt.Tries && !(ok && keeper.Keep(job)) {
+			return bus.Reject(fmt.Errorf("handed out %d times: %w", d.Attempt-1, ErrUnfinished))
+		}
 		return r.handle(ctx, p.Handler, job, d)
 	}()
 

@@ -3,6 +3,7 @@ package runner_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -200,6 +201,68 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 			b.publish(t, good)
 			if s := b.next(t); s.outcome != nil {
 				t.Fatalf("the next job: %+v", s)
+			}
+		})
+	}
+}
+
+// keeping is a handler whose jobs must not be given up.
+type keeping struct{ *handler }
+
+func (keeping) Keep(runner.Job) bool { return true }
+
+// TestJobThatNoWorkerEnds: of a job that was handed out as often as it may be,
+// and of which no worker said anything, a dead letter is made and whoever waits
+// for it is told, without trying it once more; unless it must not be given up.
+func TestJobThatNoWorkerEnds(t *testing.T) {
+	t.Parallel()
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprint("keep ", keep), func(t *testing.T) {
+			t.Parallel()
+			called := make(chan int, 1)
+			b := &testBundle{bus: bustest.New(t, topology.Config{}), h: &handler{told: make(chan settled, 1), do: func(_ context.Context, job runner.Job) error {
+				called <- job.Attempt
+				return nil
+			}}}
+			b.publish(t, nil)
+			for range tries { // workers that took it, and no more
+				d, err := b.bus.Next(t.Context(), topology.StreamWork, messages.WorkConsumer(messages.KindArchive, "test"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := d.GiveBack(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var h runner.Handler = b.h
+			if keep {
+				h = keeping{b.h}
+			}
+			b.runner = runner.New(runner.Options{
+				Bus: b.bus, Worker: "w1", Tracer: noop.NewTracerProvider().Tracer(""), Tries: tries, Cluster: "test", DeadLetters: true,
+			}, runner.Pool{Kind: messages.KindArchive, Slots: 1, Handler: h})
+			if err := b.runner.Start(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = b.runner.Stop(context.Background()) })
+			s := b.next(t)
+			if keep {
+				if s.outcome != nil || <-called != tries+1 {
+					t.Fatalf("kept: %+v", s)
+				}
+			} else {
+				if !s.final || !errors.Is(s.outcome, runner.ErrUnfinished) || len(called) > 0 {
+					t.Fatalf("given up: %+v, called %d times", s, len(called))
+				}
+				if l := b.deadLetter(t); l.Stuck || l.Object != "x" || len(l.Data) == 0 || !strings.Contains(l.Reason, "handed out 3 times") {
+					t.Fatalf("the letter is %+v", l)
+				}
+			}
+			if err := b.runner.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if n := b.depth(t); n != 0 {
+				t.Fatalf("%d jobs are left in the queue", n)
 			}
 		})
 	}
