@@ -33,6 +33,11 @@ type AheadOptions struct {
 	// (TOTAL_BG_UPLOADED_LIMIT); below 2 nothing is shipped ahead. A resident
 	// Ahead also never holds more shipped files than this.
 	Limit int
+	// Room, if set, is asked before each file is shipped ahead, beside others
+	// under way (shipping): whether it leaves room for the file that will be
+	// asked for. Without room the rest of the ask's files wait for their own
+	// asks: a small queue must not be full of what nobody has asked for.
+	Room func(ctx context.Context, shipping int) bool
 	// ReadyRename renames the .ready of a file that was shipped ahead to .done
 	// (PG_READY_RENAME): PostgreSQL will not ask for it.
 	ReadyRename bool
@@ -91,7 +96,10 @@ type ask struct {
 // ErrClosed means that Push was called after Close.
 var ErrClosed = errors.New("read-ahead is closed")
 
-var errChanged = errors.New("the file changed while it was pushed")
+var (
+	errChanged = errors.New("the file changed while it was pushed")
+	errNoRoom  = errors.New("the queue has room for what is asked for only")
+)
 
 // NewAhead makes an Ahead; the caller closes it.
 func NewAhead(opt AheadOptions) *Ahead {
@@ -296,9 +304,14 @@ func (a *Ahead) room() bool { return !a.opt.Resident || len(a.tasks) < a.opt.Lim
 
 // ship pushes one file ahead.
 func (a *Ahead) ship(s *ask, path, name string, t *task) {
-	t.id, t.reply, t.err = a.push(s.ctx, path)
-	keep := false
+	keep, room := false, a.fits(s)
+	if room {
+		t.id, t.reply, t.err = a.push(s.ctx, path)
+	} else {
+		t.err = errNoRoom
+	}
 	switch {
+	case !room:
 	case t.err != nil:
 		a.opt.Logger.Warn("a file shipped ahead was not archived; it will be when it is asked for", telemetry.KeySegment, name, telemetry.KeyError, t.err)
 	case a.awaited(t):
@@ -314,6 +327,23 @@ func (a *Ahead) ship(s *ask, path, name string, t *task) {
 	a.running--
 	a.fill()
 	a.mu.Unlock()
+}
+
+// fits asks for room, and ends the shipping on the ask's account without.
+func (a *Ahead) fits(s *ask) bool {
+	if a.opt.Room == nil {
+		return true
+	}
+	a.mu.Lock()
+	shipping := a.running - 1
+	a.mu.Unlock()
+	if a.opt.Room(s.ctx, shipping) {
+		return true
+	}
+	a.mu.Lock()
+	s.over = true
+	a.mu.Unlock()
+	return false
 }
 
 func (a *Ahead) push(ctx context.Context, path string) (identity, messages.ArchiveReply, error) {

@@ -409,6 +409,45 @@ func TestAnAskIsBounded(t *testing.T) {
 	}
 }
 
+// TestAskedFileHasTheReserve: without room nothing is shipped ahead, and what
+// is asked for is pushed all the same.
+func TestAskedFileHasTheReserve(t *testing.T) {
+	t.Parallel()
+	w := newWALDir(t, t.TempDir())
+	w.ready(seg(1), seg(2), seg(3), seg(4), seg(5))
+	full := make(chan struct{})
+	p := &pusher{before: func(ctx context.Context, name string) error {
+		if name == seg(1) {
+			<-full // nothing is shipped on account of an ask that is answered
+		}
+		return nil
+	}}
+	left := 2 // files that may be shipped ahead
+	a := p.ahead(w, func(o *AheadOptions) {
+		o.Concurrency = 2 // one ahead at a time
+		o.Room = func(context.Context, int) bool {
+			if left--; left == -1 {
+				close(full)
+			}
+			return left >= 0
+		}
+	})
+	defer a.Close()
+	if _, err := a.Push(t.Context(), w.path(seg(1))); err != nil {
+		t.Fatal(err)
+	}
+	got := p.pushed()
+	slices.Sort(got)
+	if want := []string{seg(1), seg(2), seg(3)}; !slices.Equal(got, want) {
+		t.Fatalf("pushed %v, want %v", got, want)
+	}
+	for _, n := range []string{seg(2), seg(3), seg(4), seg(5)} {
+		if _, err := a.Push(t.Context(), w.path(n)); err != nil {
+			t.Fatalf("%s: %v", n, err)
+		}
+	}
+}
+
 func TestClosedAheadRefuses(t *testing.T) {
 	t.Parallel()
 	w := newWALDir(t, t.TempDir())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/topology"
 	producer "github.com/walherd/walherd/producer/archive"
 )
 
@@ -39,7 +40,7 @@ func (a *app) archiver(ctx context.Context, f *fleet, dir string, resident bool)
 	p.ahead = producer.NewAhead(producer.AheadOptions{
 		Push: p.pusher.Push, Dir: dir, SegmentSize: a.segmentSize(),
 		Concurrency: a.set.General.UploadConcurrency, Limit: a.set.General.TotalBGUploadedLimit,
-		ReadyRename: a.set.Postgres.ReadyRename, Resident: resident, Timeout: a.set.Walherd.WALPushTimeout, Logger: a.log,
+		Room: p.room(f), ReadyRename: a.set.Postgres.ReadyRename, Resident: resident, Timeout: a.set.Walherd.WALPushTimeout, Logger: a.log,
 	})
 	return p, nil
 }
@@ -66,6 +67,28 @@ func (p *archiver) acknowledgeQueued(ctx context.Context, f *fleet) (err error) 
 	}
 	p.pusher.Ack, err = producer.ProveQueued(ctx, f.bus, p.spool, risks)
 	return err
+}
+
+// reserve is how many segments of the queue read-ahead leaves to the files that
+// PostgreSQL asks for: this host's and, on a broker of several, another's.
+const reserve = 2
+
+// room tells whether the broker can hold one more file beside those that are
+// being shipped, and the reserve. nil where bytes are not queued.
+func (p *archiver) room(f *fleet) func(ctx context.Context, shipping int) bool {
+	if f.embedded != nil {
+		return nil
+	}
+	// A chunk's headers count, too.
+	segment := int64(p.app.segmentSize()) + int64(p.app.segmentSize())/64
+	return func(ctx context.Context, shipping int) bool {
+		s, err := f.bus.StreamState(ctx, topology.StreamWAL)
+		if err != nil {
+			p.app.log.Warn("look for room in the queue; nothing is shipped ahead", telemetry.KeyError, err)
+			return false
+		}
+		return s.MaxBytes == 0 || s.MaxBytes-int64(s.Bytes) >= segment*int64(shipping+1+reserve)
+	}
 }
 
 // push archives one file and says what became of it.
