@@ -60,17 +60,25 @@ const (
 	brokerMemory = 6 << 30
 )
 
+// freeAddrs finds n free ports below those that Linux takes for connections: a
+// server is down for a while again and again, and another's connection must not
+// have its port then.
 func freeAddrs(ctx context.Context, n int) (out []string, err error) {
+	const from, to = 10000, 32000
 	// All are held until all are found: else the same comes twice.
-	for range n {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	for range 50 * n {
+		addr := fmt.Sprintf("127.0.0.1:%d", from+rand.IntN(to-from))
+		l, lerr := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		if lerr != nil {
+			err = lerr
+			continue
 		}
 		defer l.Close()
-		out = append(out, l.Addr().String())
+		if out = append(out, addr); len(out) == n {
+			return out, nil
+		}
 	}
-	return out, nil
+	return nil, fmt.Errorf("find %d free ports: %w", n, err)
 }
 
 // newBrokers starts n servers that keep their stores below dir.
@@ -189,7 +197,7 @@ func (b *brokers) await(ctx context.Context, limit time.Duration, nodes ...*node
 				return err
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("%s is not well after %s", nd.name, limit)
+				return fmt.Errorf("%s is not well after %s; it said last:\n%s", nd.name, limit, tail(nd.log))
 			}
 		}
 	}

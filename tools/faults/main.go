@@ -51,9 +51,10 @@ type options struct {
 	figures   bool
 	plant     bool
 
-	// plainDisks keeps the brokers' stores in ordinary directories; byHand
-	// leaves archiving to the caller.
-	plainDisks, byHand bool
+	// plainDisks keeps the brokers' stores in ordinary directories.
+	plainDisks bool
+	// byHand leaves archiving to the caller.
+	byHand bool
 }
 
 // list is a flag that may be given several times.
@@ -80,8 +81,9 @@ func parse(args []string) (o options, err error) {
 	f.DurationVar(&o.between, "between", 15*time.Second, "from one backup to the next")
 	f.DurationVar(&o.settle, "settle", 3*time.Minute, "how long the queues may take to empty after the faults")
 	f.IntVar(&o.restores, "restores", 4, "backups to restore at most")
-	f.StringVar(&o.keep, "keep", "", "directory that gets the logs of a run that failed")
+	f.StringVar(&o.keep, "keep", "", "directory that gets the logs of the run")
 	f.StringVar(&o.bins, "bins", "", "directory for the programs that are built; empty is one of the run's own")
+	f.BoolVar(&o.plainDisks, "plain-disks", false, "mount nothing, and so have no power loss and no full disk")
 	f.BoolVar(&o.figures, "figures", false, "measure instead: latency, WAL per second, scaling with workers")
 	f.BoolVar(&o.plant, "plant", false, "spoil two archived segments before the oracle looks, to see that it sees")
 	if err := f.Parse(args); err != nil {
@@ -117,10 +119,11 @@ func main() {
 }
 
 // inside tells a run that it has mounts of its own.
-const inside = "WALHERD_FAULTS_INSIDE"
+const inside = "FAULTS_INSIDE"
 
 func run(ctx context.Context, o options) error {
-	chosen, err := choice(o.only, mountable())
+	disks := mountable() && !o.plainDisks
+	chosen, err := choice(o.only, disks)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func run(ctx context.Context, o options) error {
 		}
 		return nil
 	}
-	if mountable() && os.Getenv(inside) == "" {
+	if disks && os.Getenv(inside) == "" {
 		// In a mount namespace of its own, nothing stays mounted however the
 		// run ends.
 		self, err := os.Executable()
@@ -178,7 +181,7 @@ func choice(only string, disks bool) ([]step, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.New("none of these faults can be made here: it needs root and /dev/fuse")
+		return nil, errors.New("none of these faults can be made here: they need root and /dev/fuse, and no --plain-disks")
 	}
 	return out, nil
 }
@@ -186,18 +189,15 @@ func choice(only string, disks bool) ([]step, error) {
 func spoilAndJudge(ctx context.Context, t pgtest.TB, o options, chosen []step, say func(string, ...any)) (err error) {
 	say("seed %d, faults for %s, ack %s, segments of %d MiB, %d workers", o.seed, o.duration, o.ack, o.segmentMB, o.workers)
 	r, err := newRig(ctx, t, o, say)
-	if err != nil {
-		if o.keep != "" {
-			err = errors.Join(err, r.keepLogs(o.keep))
-		}
-		return err
-	}
 	defer func() {
-		if err != nil && o.keep != "" {
+		if o.keep != "" {
 			say("logs are kept in %s", o.keep)
 			err = errors.Join(err, r.keepLogs(o.keep))
 		}
 	}()
+	if err != nil {
+		return err
+	}
 	r.c.Run("pgbench", "-i", "-q", "-s", "1", "postgres")
 	r.c.SQL("CREATE TABLE marker (id serial, at timestamptz DEFAULT now())")
 	say("everything runs; the first backup")

@@ -39,14 +39,21 @@ type round struct {
 	steps       []planned
 }
 
-// plan makes the rounds of a run. It depends on the seed and the names only.
+// plan makes the rounds of a run: first each fault once, in any order, then by
+// their weights. It depends on the seed and the names only.
 func plan(seed uint64, total time.Duration, from []step) (out []round) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	var weights int
 	for _, s := range from {
 		weights += s.weight
 	}
+	first := rnd.Perm(len(from))
 	pick := func() step {
+		if len(first) > 0 {
+			s := from[first[0]]
+			first = first[1:]
+			return s
+		}
 		n := rnd.IntN(weights)
 		for _, s := range from {
 			if n -= s.weight; n < 0 {
@@ -62,7 +69,9 @@ func plan(seed uint64, total time.Duration, from []step) (out []round) {
 		}
 		rd.steps = append(rd.steps, planned{pick(), rnd.Uint64()})
 		if rnd.IntN(4) == 0 {
-			if second := pick(); second.group != rd.steps[0].group {
+			if len(first) > 0 && from[first[0]].group == rd.steps[0].group {
+				// It has a round of its own: each is to be made.
+			} else if second := pick(); second.group != rd.steps[0].group {
 				rd.steps = append(rd.steps, planned{second, rnd.Uint64()})
 			}
 		}
@@ -71,6 +80,9 @@ func plan(seed uint64, total time.Duration, from []step) (out []round) {
 	}
 	return out
 }
+
+// leftOut begins the note of a step that was not made.
+const leftOut = "left out: "
 
 // happened is one step as it went.
 type happened struct {
@@ -165,8 +177,16 @@ func steps() []step {
 			}
 			return nil, fmt.Sprintf("%d of archive_command", n), nil
 		}},
-		{name: "backup-kill", group: "producer", weight: 1, begin: func(_ context.Context, r *rig, _ *rand.Rand) (func(context.Context) error, string, error) {
-			return nil, fmt.Sprintf("%d backup-push", r.killProducers("backup-push")), nil
+		{name: "backup-kill", group: "producer", weight: 1, begin: func(ctx context.Context, r *rig, rnd *rand.Rand) (func(context.Context) error, string, error) {
+			// One begins every while.
+			err := until(ctx, 2*r.opt.between, func() (bool, error) { return len(r.producers("backup-push")) > 0, nil })
+			if errors.Is(err, errLimit) {
+				return nil, leftOut + "no backup runs", nil
+			}
+			if err == nil {
+				err = sleep(ctx, time.Duration(rnd.IntN(700))*time.Millisecond)
+			}
+			return nil, fmt.Sprintf("%d backup-push", r.killProducers("backup-push")), err
 		}},
 		{name: "reoffer", group: "producer", weight: 2, begin: func(_ context.Context, r *rig, rnd *rand.Rand) (func(context.Context) error, string, error) {
 			return nil, fmt.Sprintf("%d segments that are archived already, at once", r.reoffer(rnd, 4)), nil
@@ -274,7 +294,7 @@ func steps() []step {
 		{name: "disk-full", group: "broker", weight: 1, disk: true, begin: func(ctx context.Context, r *rig, rnd *rand.Rand) (func(context.Context) error, string, error) {
 			n := r.b.nodes[rnd.IntN(3)]
 			if !r.b.well(ctx) {
-				return nil, "left out: the brokers are not well yet", nil
+				return nil, leftOut + "the brokers are not well yet", nil
 			}
 			return func(context.Context) error {
 				// A server whose disk was full goes on only after a restart.
@@ -358,7 +378,7 @@ func (b *brokers) well(ctx context.Context) bool {
 func (r *rig) damage(ctx context.Context, rnd *rand.Rand, how func(*disk, *rand.Rand, string) (string, error)) (func(context.Context) error, string, error) {
 	n := r.b.nodes[rnd.IntN(3)]
 	if !r.b.well(ctx) {
-		return nil, "left out: the brokers are not well yet", nil
+		return nil, leftOut + "the brokers are not well yet", nil
 	}
 	if err := n.kill(); err != nil {
 		return nil, "", err
@@ -370,9 +390,19 @@ func (r *rig) damage(ctx context.Context, rnd *rand.Rand, how func(*disk, *rand.
 
 // killProducers kills the processes of this run's program that do what.
 func (r *rig) killProducers(what string) (n int) {
+	for _, pid := range r.producers(what) {
+		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// producers are those processes.
+func (r *rig) producers(what string) (pids []int) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
-		return 0
+		return nil
 	}
 	for _, p := range procs {
 		data, err := os.ReadFile(p)
@@ -380,11 +410,11 @@ func (r *rig) killProducers(what string) (n int) {
 			continue
 		}
 		var pid int
-		if _, err := fmt.Sscanf(p, "/proc/%d/", &pid); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
-			n++
+		if _, err := fmt.Sscanf(p, "/proc/%d/", &pid); err == nil {
+			pids = append(pids, pid)
 		}
 	}
-	return n
+	return pids
 }
 
 // reoffer pushes up to n files again that are archived already, at once and in

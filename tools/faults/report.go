@@ -18,8 +18,14 @@ func (r *rig) report(v *verdict, took []happened, spent time.Duration) error {
 		return err
 	}
 	counts := map[string]int{}
+	made := 0
 	for _, h := range took {
+		if strings.HasPrefix(h.note, leftOut) {
+			counts["("+h.name+" "+strings.TrimSuffix(leftOut, ": ")+")"]++
+			continue
+		}
 		counts[h.name]++
+		made++
 	}
 	var names []string
 	for n := range counts {
@@ -50,7 +56,7 @@ func (r *rig) report(v *verdict, took []happened, spent time.Duration) error {
 		v.find("archive_command never hangs", "one call took %s, the limit is %s", longest, pushTimeout)
 	}
 	slices.Sort(good)
-	fmt.Printf("\nseed %d: %d faults in %.0f s: %s\n", r.opt.seed, len(took), spent.Seconds(), strings.Join(names, ", "))
+	fmt.Printf("\nseed %d: %d faults in %.0f s: %s\n", r.opt.seed, made, spent.Seconds(), strings.Join(names, ", "))
 	fmt.Printf("archive_command: %d succeeded, %d failed and were asked again; %s; longest call %.1f s; longest time without one archived %.1f s\n",
 		len(good), failed, quantiles(good), longest.Seconds(), gap.Seconds())
 	fmt.Printf("backups: %d done, %d listed, %d restored\n", v.backupsDone, v.backupsListed, v.restored)

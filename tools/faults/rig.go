@@ -90,11 +90,8 @@ func (r *rig) begin() (err error) {
 	if bins == "" {
 		bins = filepath.Join(r.dir, "bin")
 	}
-	if r.bins, err = build(ctx, bins); err != nil {
+	if r.bins, err = build(ctx, bins, mountable() && !opt.plainDisks); err != nil {
 		return err
-	}
-	if opt.plainDisks {
-		r.bins.lossyfs = ""
 	}
 	if r.bins.lossyfs == "" && !opt.plainDisks {
 		say("without root and /dev/fuse there is no power loss and no full disk in this run")
@@ -164,7 +161,7 @@ func (r *rig) startStore() (err error) {
 // common is what producers and workers are both told.
 func (r *rig) common() []string {
 	env := []string{
-		"WALHERD_CLUSTER=" + cluster, "WALHERD_REPLICAS=3", "WALHERD_ACK_WAIT=5s", "WALHERD_JOB_TRIES=5",
+		"WALHERD_CLUSTER=" + cluster, "WALHERD_REPLICAS=3", "WALHERD_ACK_WAIT=5s", fmt.Sprint("WALHERD_JOB_TRIES=", jobTries),
 		"WALHERD_WAL_PUSH_TIMEOUT=" + pushTimeout.String(), "WALHERD_PART_TIMEOUT=1m",
 		fmt.Sprint("WALHERD_QUEUE_WAL_BYTES=", r.opt.queue), "WALHERD_QUEUE_CHUNK_BYTES=134217728",
 		fmt.Sprint("WALG_PG_WAL_SIZE=", r.opt.segmentMB), "WALHERD_WAL_ACK=" + r.opt.ack,
@@ -172,6 +169,9 @@ func (r *rig) common() []string {
 	}
 	return append(env, r.opt.env...)
 }
+
+// jobTries is WALHERD_JOB_TRIES.
+const jobTries = 5
 
 // pushTimeout is how long archive_command may wait for a worker.
 const pushTimeout = 15 * time.Second

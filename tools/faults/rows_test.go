@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/tools/faults/link"
 	"github.com/walherd/walherd/tools/faults/oracle"
+	"github.com/walherd/walherd/workers/runner"
 )
 
 // fleet is a rig whose WAL the test archives by hand, one file at a time.
@@ -140,9 +142,12 @@ func (f *fleet) uploading(since int64) {
 // another; each leaves it whole.
 func TestRows(t *testing.T) {
 	t.Parallel()
-	onlyWhenAsked(t)
+	programs, err := bins()
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, err := newRig(context.Background(), t, options{
-		seed: 1, ack: "stored", compress: "none", workers: 2, slots: 2, segmentMB: 4, queue: 32 << 20, plainDisks: true, byHand: true,
+		seed: 1, ack: "stored", compress: "none", workers: 2, slots: 2, segmentMB: 4, queue: 32 << 20, plainDisks: true, byHand: true, bins: programs,
 	}, t.Logf)
 	if err != nil {
 		if r != nil {
@@ -155,18 +160,23 @@ func TestRows(t *testing.T) {
 	for _, row := range []struct {
 		name string
 		do   func(f *fleet)
+		long bool // only when asked
 	}{
-		{"a worker killed in a segment", (*fleet).workerKilledInASegment},
-		{"two workers handle the same message", (*fleet).twoWorkersOneMessage},
-		{"the brokers are restarted", (*fleet).brokersRestarted},
-		{"storage refuses", (*fleet).storageRefuses},
-		{"PostgreSQL crashes during a backup", (*fleet).postgresCrashes},
-		{"the broker is unreachable during a backup", (*fleet).brokerUnreachable},
-		{"messages that cannot be read", (*fleet).unreadable},
-		{"the queue is full", (*fleet).queueFull},
-		{"the second signal aborts", (*fleet).secondSignal},
+		{"a worker killed in a segment", (*fleet).workerKilledInASegment, false},
+		{"two workers handle the same message", (*fleet).twoWorkersOneMessage, false},
+		{"the brokers are restarted", (*fleet).brokersRestarted, false},
+		{"storage refuses", (*fleet).storageRefuses, false},
+		{"PostgreSQL crashes during a backup", (*fleet).postgresCrashes, false},
+		{"the broker is unreachable during a backup", (*fleet).brokerUnreachable, true},
+		{"messages that cannot be read", (*fleet).unreadable, false},
+		{"a job that kills its workers", (*fleet).deadlyJob, true},
+		{"the queue is full", (*fleet).queueFull, false},
+		{"the second signal aborts", (*fleet).secondSignal, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			if row.long {
+				onlyWhenAsked(t)
+			}
 			row.do(&fleet{r, t})
 			r.store.Set(link.Fault{})
 			if err := r.mend(t.Context()); err != nil {
@@ -224,7 +234,23 @@ func (f *fleet) twoWorkersOneMessage() {
 // idle tells whether no job is left.
 func (f *fleet) idle() (bool, error) {
 	s, err := oracle.Streams(f.ctx, f.b.monitors())
-	return err == nil && s["WALHERD_WORK"].Messages == 0, err
+	if n := s["WALHERD_WORK"].Messages; err == nil && n > 0 {
+		return false, fmt.Errorf("%d jobs are left: %s", n, f.jobsLeft())
+	}
+	return err == nil, err
+}
+
+// jobsLeft shows the jobs in the queue.
+func (f *fleet) jobsLeft() string {
+	var out []string
+	for from := uint64(1); ; {
+		m, err := f.bus.GetNext(f.ctx, topology.StreamWork, ">", from)
+		if err != nil {
+			return strings.Join(out, "\n")
+		}
+		from = m.Seq + 1
+		out = append(out, fmt.Sprintf("%d of %s: %s %.300s", m.Seq, m.Time.Format(time.TimeOnly), m.Subject, m.Data))
+	}
 }
 
 func (f *fleet) brokersRestarted() {
@@ -262,12 +288,13 @@ func (f *fleet) storageRefuses() {
 func (f *fleet) postgresCrashes() {
 	before, err := f.bucket.Backups()
 	f.must(err)
-	backup := f.start([]string{"WALG_DISK_RATE_LIMIT=4000000"}, "backup-push", f.c.DataDir())
-	f.await("the backup to begin", func() (bool, error) {
-		_, without, err := f.bucket.Leftovers()
-		return len(without) > 0 || f.store.Moved() > 0 && strings.Contains(f.c.SQL("SELECT string_agg(query, ' ') FROM pg_stat_activity WHERE application_name LIKE 'wal%'"), "backup"), err
-	})
+	// Storage takes so little that the backup cannot be over before the crash.
+	f.slow(1 << 20)
+	since := f.store.Moved()
+	backup := f.start(nil, "backup-push", f.c.DataDir())
+	f.uploading(since)
 	f.c.Kill()
+	f.store.Set(link.Fault{})
 	f.must(f.c.StartErr())
 	f.fails(backup)
 	after, err := f.bucket.Backups()
@@ -281,7 +308,8 @@ func (f *fleet) brokerUnreachable() {
 	before, err := f.bucket.Backups()
 	f.must(err)
 	since := f.store.Moved()
-	backup := f.start([]string{"WALG_DISK_RATE_LIMIT=4000000", "WALHERD_PART_TIMEOUT=5s"}, "backup-push", f.c.DataDir())
+	f.slow(1 << 20)
+	backup := f.start([]string{"WALHERD_PART_TIMEOUT=5s"}, "backup-push", f.c.DataDir())
 	f.uploading(since)
 	for _, l := range f.b.hosts {
 		l.Set(link.Fault{Cut: true})
@@ -290,6 +318,7 @@ func (f *fleet) brokerUnreachable() {
 	for _, l := range f.b.hosts {
 		l.Set(link.Fault{})
 	}
+	f.store.Set(link.Fault{})
 	after, err := f.bucket.Backups()
 	f.must(err)
 	if len(after) != len(before) {
@@ -322,6 +351,43 @@ func (f *fleet) unreadable() {
 			f.t.Errorf("the dead letters say %q, not %q", reasons, want)
 		}
 	}
+}
+
+// deadlyJob: whoever gets the job dies. It ends as a dead letter with its
+// content, the file is refused with the reason, and the queue goes on.
+func (f *fleet) deadlyJob() {
+	letters, err := f.letters(f.ctx)
+	f.must(err)
+	before := len(letters)
+	path, truth := f.segment()
+	f.must(f.workers[1].kill())
+	f.slow(100 << 10)
+	w := f.workers[0]
+	deliveries := func() (uint64, error) {
+		return oracle.Deliveries(f.ctx, f.b.monitors(), topology.StreamWork, messages.WorkConsumer(messages.KindArchive, cluster))
+	}
+	since, err := deliveries()
+	f.must(err)
+	push := f.start([]string{"WALHERD_WAL_PUSH_TIMEOUT=2m"}, "wal-push", path)
+	for i := range uint64(jobTries) {
+		f.await("the job to be taken", func() (bool, error) {
+			n, err := deliveries()
+			return n > since+i, err
+		})
+		f.must(w.kill())
+		f.must(w.start())
+	}
+	f.fails(push, runner.ErrUnfinished.Error())
+	f.await("the queue to be empty", f.idle)
+	letters, err = f.letters(f.ctx)
+	f.must(err)
+	if len(letters) != before+1 || letters[before].Stuck || letters[before].Object != filepath.Base(path) ||
+		!strings.Contains(letters[before].Reason, runner.ErrUnfinished.Error()) {
+		f.t.Fatalf("the dead letters are %+v", letters)
+	}
+	f.store.Set(link.Fault{})
+	f.succeeds(f.start(nil, "wal-push", path))
+	f.stored(truth)
 }
 
 func (f *fleet) queueFull() {

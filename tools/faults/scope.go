@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/walherd/walherd/messages/bustest/natstest"
 	"github.com/walherd/walherd/tools/faults/link"
 )
 
@@ -60,8 +61,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 // programs are the binaries under test and around it, built from this tree.
 type programs struct{ walherd, nats, lossyfs string }
 
-// build makes them in dir. lossyfs is left out where it cannot run.
-func build(ctx context.Context, dir string) (p programs, err error) {
+// build makes them in dir; lossyfs if it is asked for.
+func build(ctx context.Context, dir string, lossyfs bool) (p programs, err error) {
 	root, err := sourceRoot()
 	if err != nil {
 		return p, err
@@ -69,13 +70,15 @@ func build(ctx context.Context, dir string) (p programs, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return p, err
 	}
-	p = programs{walherd: filepath.Join(dir, "walherd"), nats: filepath.Join(dir, "nats-server")}
-	if mountable() {
+	p = programs{walherd: filepath.Join(dir, "walherd")}
+	if p.nats, err = natstest.Build(ctx); err != nil {
+		return p, err
+	}
+	if lossyfs {
 		p.lossyfs = filepath.Join(dir, "lossyfs")
 	}
 	for _, b := range []struct{ in, pkg, out string }{
 		{root, "./tools/walherd", p.walherd},
-		{root, "github.com/nats-io/nats-server/v2", p.nats},
 		{filepath.Join(root, "tools", "faults", "lossyfs"), ".", p.lossyfs},
 	} {
 		if b.out == "" {

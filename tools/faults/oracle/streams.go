@@ -45,6 +45,29 @@ func Streams(ctx context.Context, monitors []string) (map[string]Stream, error) 
 	return out, nil
 }
 
+// Deliveries is how often a consumer has handed a message out; of several
+// servers' answers the highest, since only its leader counts at once.
+func Deliveries(ctx context.Context, monitors []string, stream, consumer string) (n uint64, err error) {
+	found := false
+	for _, m := range monitors {
+		got, merr := jsz(ctx, m)
+		err = errors.Join(err, merr)
+		for _, a := range got.Accounts {
+			for _, s := range a.Streams {
+				for _, c := range s.Consumers {
+					if s.Name == stream && c.Name == consumer {
+						n, found = max(n, c.Delivered.Deliveries), true
+					}
+				}
+			}
+		}
+	}
+	if !found {
+		return 0, errors.Join(err, fmt.Errorf("no server tells of consumer %s of %s", consumer, stream))
+	}
+	return n, nil
+}
+
 type jszAnswer struct {
 	Server struct {
 		Name string
@@ -61,6 +84,12 @@ type jszAnswer struct {
 				First    uint64 `json:"first_seq"`
 				Last     uint64 `json:"last_seq"`
 			} `json:"state"`
+			Consumers []struct {
+				Name      string `json:"name"`
+				Delivered struct {
+					Deliveries uint64 `json:"consumer_seq"`
+				} `json:"delivered"`
+			} `json:"consumer_detail"`
 		} `json:"stream_detail"`
 	} `json:"account_details"`
 }
@@ -70,7 +99,7 @@ func jsz(ctx context.Context, monitor string) (out jszAnswer, err error) {
 	defer cancel()
 	for path, into := range map[string]any{"/varz": &struct {
 		Name *string `json:"server_name"`
-	}{&out.Server.Name}, "/jsz?accounts=true&streams=true": &out} {
+	}{&out.Server.Name}, "/jsz?accounts=true&streams=true&consumers=true": &out} {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+monitor+path, nil)
 		if err != nil {
 			return out, err
