@@ -1,6 +1,7 @@
 package transit
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
@@ -222,14 +225,21 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 	return ref, nil
 }
 
+// removeAtOnce is how many chunks are removed side by side: each removal is a
+// write that the broker replicates and syncs, and a worker's slot waits for all.
+const removeAtOnce = 8
+
 // Discard implements Carrier.
 func (q *Queue) Discard(ctx context.Context, ref messages.Ref) error {
+	g, removing := errgroup.WithContext(ctx)
+	g.SetLimit(removeAtOnce)
 	for _, run := range ref.Seqs {
-		for seq := run.First; seq <= run.Last; seq++ {
-			if err := q.b.Remove(ctx, topology.StreamWAL, seq); err != nil {
-				return fmt.Errorf("discard transfer: %w", err)
-			}
+		for seq := run.First; seq <= run.Last && removing.Err() == nil; seq++ {
+			g.Go(func() error { return q.b.Remove(removing, topology.StreamWAL, seq) })
 		}
+	}
+	if err := cmp.Or(g.Wait(), context.Cause(ctx)); err != nil {
+		return fmt.Errorf("discard transfer: %w", err)
 	}
 	return nil
 }
