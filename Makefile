@@ -146,7 +146,7 @@ faults: deps servers ## ten minutes of faults on a fleet; flags: make faults FAU
 	$(GO) run ./tools/faults $(FAULTS)
 
 .PHONY: faults-short
-faults-short: deps servers ## a short run of faults, one that must be caught, and the rows of the fault table
+faults-short: deps servers ## a short run of faults with power cuts, one that must be caught, and every row of the fault table
 	WALHERD_FAULTS=1 $(GO) test -v -count=1 -timeout $(TIMEOUT) ./tools/faults
 
 .PHONY: matrix

@@ -20,7 +20,7 @@ import (
 func TestPlanIsTheSeeds(t *testing.T) {
 	t.Parallel()
 	shape := func(seed uint64) (out []string) {
-		for _, rd := range plan(seed, 10*time.Minute, steps()) {
+		for _, rd := range plan(seed, 10*time.Minute, 10*time.Second, steps()) {
 			for _, s := range rd.steps {
 				out = append(out, fmt.Sprint(rd.pause, rd.hold, s.name, s.seed))
 			}
@@ -39,7 +39,7 @@ func TestPlanIsTheSeeds(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for seed := range uint64(20) {
-		for _, rd := range plan(seed, 10*time.Minute, steps()) {
+		for _, rd := range plan(seed, 10*time.Minute, 10*time.Second, steps()) {
 			for _, s := range rd.steps {
 				seen[s.name] = true
 			}
@@ -84,7 +84,7 @@ func TestWroteBackup(t *testing.T) {
 
 // seeds of the short run. WALHERD_FAULTS_ROUND=n takes the n-th, so that a
 // series of runs sees them all.
-var seeds = []uint64{3, 11, 29, 41, 57, 73}
+var seeds = []uint64{6, 18, 19, 41, 9, 22}
 
 // asCommand tells this test's binary to be the command.
 const asCommand = "FAULTS_COMMAND"
@@ -150,7 +150,7 @@ func TestShortRun(t *testing.T) {
 		}
 		round = n
 	}
-	args := []string{"--seed", fmt.Sprint(seeds[round%len(seeds)]), "--duration", "20s", "--between", "8s", "--restores", "1"}
+	args := []string{"--seed", fmt.Sprint(seeds[round%len(seeds)]), "--duration", "25s", "--hold", "3s", "--between", "8s", "--restores", "1"}
 	if os.Getenv("WALHERD_FAULTS") == "" {
 		args = append(args, "--plain-disks")
 	}

@@ -343,6 +343,9 @@ func choose(all []string, n int, seed uint64) []string {
 	if len(all) <= n {
 		return all
 	}
+	if n < 2 {
+		return all[len(all)-n:] // the last has seen the most
+	}
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	out := []string{all[0], all[len(all)-1]}
 	for _, i := range rnd.Perm(len(all) - 2)[:max(n-2, 0)] {

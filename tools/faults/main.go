@@ -40,6 +40,7 @@ type options struct {
 	workers   int
 	slots     int
 	segmentMB int
+	hold      time.Duration
 	queue     int64
 	disk      int64
 	pace      time.Duration
@@ -55,6 +56,10 @@ type options struct {
 	plainDisks bool
 	// byHand leaves archiving to the caller.
 	byHand bool
+	// drain is how long a worker that was told to end may finish its jobs.
+	drain time.Duration
+	// segmentGiven: segmentMB is not the default.
+	segmentGiven bool
 }
 
 // list is a flag that may be given several times.
@@ -64,17 +69,19 @@ func (l *list) String() string     { return strings.Join(*l, " ") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 func parse(args []string) (o options, err error) {
+	o.drain = 10 * time.Second
 	f := flag.NewFlagSet("faults", flag.ContinueOnError)
 	f.Uint64Var(&o.seed, "seed", 0, "of the faults; 0 chooses one")
 	f.DurationVar(&o.duration, "duration", 10*time.Minute, "how long faults are made")
-	f.StringVar(&o.only, "only", "", "faults to choose from, separated by commas; empty is all")
+	f.DurationVar(&o.hold, "hold", 10*time.Second, "how long a fault holds at most")
+	f.StringVar(&o.only, "only", "", "faults to choose from, separated by commas; empty is all. With --figures: archiver, scaling, cpu")
 	f.BoolVar(&o.list, "list", false, "print the faults of the seed and end")
 	f.StringVar(&o.ack, "ack", "stored", "WALHERD_WAL_ACK: stored or queued")
 	f.StringVar(&o.compress, "compress", "lz4", "WALG_COMPRESSION_METHOD")
 	f.Var(&o.env, "env", "a further setting for all processes, NAME=VALUE; may be repeated")
 	f.IntVar(&o.workers, "workers", 2, "worker processes")
 	f.IntVar(&o.slots, "slots", 2, "WALHERD_WAL_SLOTS of each")
-	f.IntVar(&o.segmentMB, "segment", 4, "size of a WAL segment in MiB")
+	f.IntVar(&o.segmentMB, "segment", 4, "size of a WAL segment in MiB; --figures takes 16 unless this is given")
 	f.Int64Var(&o.queue, "queue", 32<<20, "WALHERD_QUEUE_WAL_BYTES: small, so that it gets full")
 	f.Int64Var(&o.disk, "disk", 768<<20, "size of each broker's disk in bytes")
 	f.DurationVar(&o.pace, "pace", 700*time.Millisecond, "how often a WAL segment is filled")
@@ -84,11 +91,12 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.keep, "keep", "", "directory that gets the logs of the run")
 	f.StringVar(&o.bins, "bins", "", "directory for the programs that are built; empty is one of the run's own")
 	f.BoolVar(&o.plainDisks, "plain-disks", false, "mount nothing, and so have no power loss and no full disk")
-	f.BoolVar(&o.figures, "figures", false, "measure instead: latency, WAL per second, scaling with workers")
+	f.BoolVar(&o.figures, "figures", false, "measure instead, each of four modes of archiving for --duration: latency, WAL per second; scaling with workers; CPU time of the database host")
 	f.BoolVar(&o.plant, "plant", false, "spoil two archived segments before the oracle looks, to see that it sees")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
+	f.Visit(func(f *flag.Flag) { o.segmentGiven = o.segmentGiven || f.Name == "segment" })
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
@@ -122,13 +130,20 @@ func main() {
 const inside = "FAULTS_INSIDE"
 
 func run(ctx context.Context, o options) error {
+	start := time.Now()
+	say := func(format string, args ...any) {
+		fmt.Printf("%7.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+	}
+	if o.figures {
+		return figures(ctx, o, say)
+	}
 	disks := mountable() && !o.plainDisks
 	chosen, err := choice(o.only, disks)
 	if err != nil {
 		return err
 	}
 	if o.list {
-		for _, rd := range plan(o.seed, o.duration, chosen) {
+		for _, rd := range plan(o.seed, o.duration, o.hold, chosen) {
 			for _, s := range rd.steps {
 				fmt.Printf("after %s, for %s: %s\n", rd.pause, rd.hold, s.name)
 			}
@@ -152,13 +167,6 @@ func run(ctx context.Context, o options) error {
 		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 		defer stop()
 		return cmd.Wait()
-	}
-	start := time.Now()
-	say := func(format string, args ...any) {
-		fmt.Printf("%7.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
-	}
-	if o.figures {
-		return figures(ctx, o, say)
 	}
 	return pgtest.Do("faults", say, func(t pgtest.TB) error { return spoilAndJudge(ctx, t, o, chosen, say) })
 }
@@ -208,7 +216,7 @@ func spoilAndJudge(ctx context.Context, t pgtest.TB, o options, chosen []step, s
 	defer stopWork()
 	wait := r.workload(work)
 	begun := time.Now()
-	took, err := r.nemesis(ctx, plan(o.seed, o.duration, chosen), begun.Add(o.duration))
+	took, err := r.nemesis(ctx, plan(o.seed, o.duration, o.hold, chosen), begun.Add(o.duration))
 	spent := time.Since(begun)
 	stopWork()
 	if err := errors.Join(err, r.mend(ctx)); err != nil {

@@ -40,8 +40,8 @@ type round struct {
 }
 
 // plan makes the rounds of a run: first each fault once, in any order, then by
-// their weights. It depends on the seed and the names only.
-func plan(seed uint64, total time.Duration, from []step) (out []round) {
+// their weights. It depends on its arguments only.
+func plan(seed uint64, total, hold time.Duration, from []step) (out []round) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	var weights int
 	for _, s := range from {
@@ -65,7 +65,7 @@ func plan(seed uint64, total time.Duration, from []step) (out []round) {
 	for spent := time.Duration(0); spent < total; {
 		rd := round{
 			pause: time.Duration(500+rnd.IntN(3500)) * time.Millisecond,
-			hold:  time.Duration(300+rnd.IntN(9700)) * time.Millisecond,
+			hold:  300*time.Millisecond + time.Duration(rnd.Int64N(int64(max(hold-300*time.Millisecond, 1)))),
 		}
 		rd.steps = append(rd.steps, planned{pick(), rnd.Uint64()})
 		if rnd.IntN(4) == 0 {
@@ -407,6 +407,11 @@ func (r *rig) producers(what string) (pids []int) {
 	for _, p := range procs {
 		data, err := os.ReadFile(p)
 		if err != nil || !strings.HasPrefix(string(data), r.bins.walherd+"\x00"+what+"\x00") {
+			continue
+		}
+		// Another run may have the same program.
+		env, err := os.ReadFile(filepath.Join(filepath.Dir(p), "environ"))
+		if err != nil || !strings.Contains(string(env), "WALHERD_NATS_URL="+urls(r.b.hosts)+"\x00") {
 			continue
 		}
 		var pid int

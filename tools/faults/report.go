@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -79,6 +80,6 @@ func quantiles(d []time.Duration) string {
 	if len(d) == 0 {
 		return "no times"
 	}
-	at := func(q float64) float64 { return d[int(q*float64(len(d)-1))].Seconds() }
-	return fmt.Sprintf("p50 %.2f s, p99 %.2f s", at(0.5), at(0.99))
+	at := func(q float64) float64 { return d[max(int(math.Ceil(q*float64(len(d))))-1, 0)].Seconds() }
+	return fmt.Sprintf("p50 %.3f s, p99 %.3f s", at(0.5), at(0.99))
 }

@@ -185,6 +185,14 @@ func (r *rig) host() []string {
 	return env
 }
 
+// storage is what workers know and the database host does not.
+func (r *rig) storage() []string {
+	return []string{
+		"WALG_S3_PREFIX=s3://walherd/main", "AWS_ENDPOINT=http://" + r.store.Addr(), "AWS_S3_FORCE_PATH_STYLE=true",
+		"AWS_REGION=" + r.s3.Region, "AWS_ACCESS_KEY_ID=" + r.s3.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + r.s3.SecretAccessKey,
+	}
+}
+
 // walherd prepares a command on the database host.
 func (r *rig) walherd(env []string, args ...string) *exec.Cmd {
 	cmd := r.c.Command(r.ctx, r.bins.walherd, args...)
@@ -194,11 +202,10 @@ func (r *rig) walherd(env []string, args ...string) *exec.Cmd {
 
 func (r *rig) addWorker(i int) error {
 	p := &proc{name: fmt.Sprintf("worker %d", i), log: filepath.Join(r.dir, fmt.Sprintf("worker%d.log", i)), make: func() *exec.Cmd {
-		cmd := exec.Command(r.bins.walherd, "worker", "--drain", "10s")
+		cmd := exec.Command(r.bins.walherd, "worker", "--drain", r.opt.drain.String())
 		cmd.Env = append(append(os.Environ(), r.common()...), "WALHERD_NATS_URL="+urls(r.b.workers),
-			"WALG_S3_PREFIX=s3://walherd/main", "AWS_ENDPOINT=http://"+r.store.Addr(), "AWS_S3_FORCE_PATH_STYLE=true",
-			"AWS_REGION="+r.s3.Region, "AWS_ACCESS_KEY_ID="+r.s3.AccessKeyID, "AWS_SECRET_ACCESS_KEY="+r.s3.SecretAccessKey,
 			fmt.Sprint("WALHERD_WAL_SLOTS=", r.opt.slots))
+		cmd.Env = append(cmd.Env, r.storage()...)
 		return cmd
 	}}
 	r.workers = append(r.workers, p)
@@ -274,16 +281,20 @@ func (r *rig) bench(ctx context.Context) {
 // backlog is how many files may wait before no more WAL is made.
 const backlog = 8
 
-// emit fills WAL segments with what compresses somewhat.
+// filling are statements that fill half a segment with what compresses
+// somewhat, and end it.
+func (r *rig) filling() string {
+	return fmt.Sprintf(`SELECT count(pg_logical_emit_message(false, 'faults', repeat(md5(random()::text), 100))) FROM generate_series(1, %d);
+INSERT INTO marker DEFAULT VALUES; SELECT pg_switch_wal()`, r.opt.segmentMB*1<<20/2/3200)
+}
+
+// emit fills WAL segments.
 func (r *rig) emit(ctx context.Context) {
-	n := r.opt.segmentMB * 1 << 20 / 2 / 3200
-	fill := fmt.Sprintf(`SELECT count(pg_logical_emit_message(false, 'faults', repeat(md5(random()::text), 100))) FROM generate_series(1, %d);
-INSERT INTO marker DEFAULT VALUES; SELECT pg_switch_wal()`, n)
 	for sleep(ctx, r.opt.pace) == nil {
 		if r.ready() > backlog {
 			continue
 		}
-		if _, err := r.c.SQLErr("postgres", fill); err == nil {
+		if _, err := r.c.SQLErr("postgres", r.filling()); err == nil {
 			r.mu.Lock()
 			r.emitted++
 			r.mu.Unlock()

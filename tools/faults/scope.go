@@ -59,7 +59,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // programs are the binaries under test and around it, built from this tree.
-type programs struct{ walherd, nats, lossyfs string }
+type programs struct{ walherd, client, nats, lossyfs string }
 
 // build makes them in dir; lossyfs if it is asked for.
 func build(ctx context.Context, dir string, lossyfs bool) (p programs, err error) {
@@ -70,7 +70,7 @@ func build(ctx context.Context, dir string, lossyfs bool) (p programs, err error
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return p, err
 	}
-	p = programs{walherd: filepath.Join(dir, "walherd")}
+	p = programs{walherd: filepath.Join(dir, "walherd"), client: filepath.Join(dir, "walg-daemon-client")}
 	if p.nats, err = natstest.Build(ctx); err != nil {
 		return p, err
 	}
@@ -79,6 +79,7 @@ func build(ctx context.Context, dir string, lossyfs bool) (p programs, err error
 	}
 	for _, b := range []struct{ in, pkg, out string }{
 		{root, "./tools/walherd", p.walherd},
+		{root, "./tools/daemonclient", p.client},
 		{filepath.Join(root, "tools", "faults", "lossyfs"), ".", p.lossyfs},
 	} {
 		if b.out == "" {
