@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/walherd/walherd/messages"
+	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/producer/pgtest"
 	"github.com/walherd/walherd/tools/faults/link"
 	"github.com/walherd/walherd/tools/faults/oracle"
@@ -228,13 +230,28 @@ func (r *rig) measureBacklog(ctx context.Context, n int, files []string) (time.D
 			return 0, err
 		}
 	}
-	start := time.Now()
+	deliveries := func() (uint64, error) {
+		return oracle.Deliveries(ctx, r.b.monitors(), topology.StreamWork, messages.WorkConsumer(messages.KindArchive, cluster))
+	}
+	before, err := deliveries()
+	if err != nil {
+		return 0, err
+	}
 	for _, w := range r.workers[:n] {
-		// Their start is a part of it: some tenths of a second.
 		if err := w.start(); err != nil {
 			return 0, err
 		}
 	}
+	// Their start is no part of it, but for that of the later ones.
+	for now := before; now == before; {
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return 0, err
+		}
+		if now, err = deliveries(); err != nil {
+			return 0, err
+		}
+	}
+	start := time.Now()
 	if err := r.queued(ctx, 0, 20*time.Millisecond); err != nil {
 		return 0, err
 	}

@@ -257,11 +257,12 @@ func (a *app) live(ctx context.Context, limit time.Duration, f *fleet, stores *s
 	ended := firstDone(ctx, services)
 	stopWatchdog()
 	a.tellSystemd(notify.SdNotifyStopping)
-	a.log.Info("draining: finishing running jobs", "limit", limit)
 	drain, cancel := context.WithTimeout(living, limit)
 	defer cancel()
 	drain, stop := signal.NotifyContext(drain, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	// Said only now: who reads it may send the second signal at once.
+	a.log.Info("draining: finishing running jobs", "limit", limit)
 	err := service.StopAll(drain, services...)
 	if f.workers != nil {
 		err = errors.Join(err, f.workers.Stop(drain))
