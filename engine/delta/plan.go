@@ -99,13 +99,18 @@ func Decide(e *cluster.Entry, old manifest.File, parentStart time.Time, pageSize
 	switch {
 	case e.IsDir() || !storable(e.Name):
 		return Whole
-	case !parentStart.IsZero() && e.MTime != math.MinInt64 && e.MTime != math.MaxInt64 &&
-		e.ModTime().Equal(old.MTime) && e.ModTime().Before(parentStart.Add(-Clock)):
+	case unchanged(e, old, parentStart):
 		return Skip
 	case Paged(e.Name, e.Size, pageSize):
 		return Increment
 	}
 	return Whole
+}
+
+// unchanged reports whether nothing was written to e since the parent read it.
+func unchanged(e *cluster.Entry, old manifest.File, parentStart time.Time) bool {
+	return !parentStart.IsZero() && e.MTime != math.MinInt64 && e.MTime != math.MaxInt64 &&
+		e.ModTime().Equal(old.MTime) && e.ModTime().Before(parentStart.Add(-Clock))
 }
 
 // storable reports whether a name stays itself in JSON, where each byte that is

@@ -35,7 +35,28 @@ type Report struct {
 	// Incremented are those whose body is an increment, as an Opener that
 	// makes such (Incrementer) tells.
 	Incremented []int32
+	// Damage is what a check found, as an Opener that checks (Checker) tells.
+	Damage []Damage
 }
+
+// Damage is what is wrong with the pages of one file.
+type Damage struct {
+	// Index of the file's entry.
+	Index int32
+	// Corrupt counts the pages whose checksum is wrong; Blocks are the first
+	// of their numbers within the file, or all.
+	Corrupt int
+	Blocks  []uint32
+	// Implausible counts pages whose header makes no sense, which have no
+	// checksum to speak of.
+	Implausible int
+	// Ragged: the file is not made of whole pages and was not checked.
+	Ragged bool
+}
+
+// Checker is what an Opener may also be: it tells what it found in the bytes
+// that went through it.
+type Checker interface{ Damage() []Damage }
 
 // Incrementer is what an Opener may also be: it tells which entries it gave an
 // increment for in place of the file.
@@ -206,6 +227,9 @@ func (s *Stream) Report() Report {
 	r := s.report
 	if o, ok := s.open.(Incrementer); ok {
 		r.Incremented = o.Incremented()
+	}
+	if o, ok := s.open.(Checker); ok {
+		r.Damage = o.Damage()
 	}
 	return r
 }
