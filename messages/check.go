@@ -39,6 +39,14 @@ func (j PartJob) Check(c Cluster) error {
 	if !isElement(j.Part) {
 		return fmt.Errorf("%w: part name %q", ErrMalformed, j.Part)
 	}
+	if c := j.Copy; c != nil {
+		if _, err := pg.ParseBackupName(string(c.Backup)); err != nil {
+			return fmt.Errorf("%w: copy of %w", ErrMalformed, err)
+		}
+		if !isElement(c.Object) {
+			return fmt.Errorf("%w: copy of %q", ErrMalformed, c.Object)
+		}
+	}
 	return checkSubject("run", j.Run, RunSubject(c, ""), 1)
 }
 

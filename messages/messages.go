@@ -181,6 +181,17 @@ type PartJob struct {
 	Part string `json:"part"`
 	// Run is the subject on which the producer answers for this backup.
 	Run string `json:"run"`
+	// Copy, if set, is the object that holds the same entries: the worker
+	// copies it inside the storage (WhatCopying), and claims the part only if
+	// the object is not there any more. A worker that does not know the member
+	// claims the part.
+	Copy *PartSource `json:"copy,omitempty"`
+}
+
+// PartSource names a part of an earlier backup, with its extension.
+type PartSource struct {
+	Backup pg.BackupName `json:"backup"`
+	Object string        `json:"object"`
 }
 
 // FilesMetadata is the part that is no tar but a backup's list of files.
@@ -206,10 +217,13 @@ type Say struct {
 // What a worker says.
 type What string
 
-// Claim a part, report it stored, report it failed. Committed and failed also
+// Claim a part, report it stored, report it failed. Copying, without an
+// attempt, claims a part that is to be copied; with one it says that the worker
+// is still at it. Committed and failed also
 // answer for the commit job, with Part "commit".
 const (
 	WhatClaim     What = "claim"
+	WhatCopying   What = "copying"
 	WhatStored    What = "stored"
 	WhatFailed    What = "failed"
 	WhatCommitted What = "committed"

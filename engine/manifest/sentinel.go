@@ -43,6 +43,9 @@ type Sentinel struct {
 	// always has one.
 	Spec     *TablespaceSpec `json:"Spec,omitempty"`
 	UserData UserData        `json:"UserData,omitempty"`
+	// Files are files with corrupt blocks, by name, as a person would look
+	// for them here; at least some of them. files_metadata.json has all.
+	Files map[string]CorruptFile `json:"Files,omitempty"`
 	// FilesMetadataDisabled tells that there is no files_metadata.json.
 	FilesMetadataDisabled bool `json:"FilesMetadataDisabled,omitempty"`
 
@@ -63,6 +66,17 @@ type Sentinel struct {
 	// IsPermanent is the flag at creation and never changed afterwards:
 	// only the one in metadata.json counts.
 	IsPermanent bool `json:"IsPermanent"`
+}
+
+// CorruptFile is a file in which a backup found pages that fail their check.
+// The member Files of old sentinels listed all files, and no program reads it
+// any more; these few are in its form.
+type CorruptFile struct {
+	// CorruptBlocks are numbers of blocks within the file.
+	CorruptBlocks []uint32  `json:"CorruptBlocks"`
+	IsIncremented bool      `json:"IsIncremented"`
+	IsSkipped     bool      `json:"IsSkipped"`
+	MTime         time.Time `json:"MTime"`
 }
 
 // Increment ties a backup to its parent.

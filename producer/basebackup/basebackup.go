@@ -89,6 +89,16 @@ type Pusher struct {
 	Archived ArchivedChanges
 	// ForceMap fails an increment rather than read all changed files.
 	ForceMap bool
+
+	// Composer says which files share a part; the zero value is Regular.
+	Composer Composer
+	// CopyOf is the full backup whose unchanged parts the composer Copy has
+	// copied; nil, or one of another cluster, packs all anew.
+	CopyOf *Parent
+	// Verify checks the pages' checksums, if the cluster has them.
+	// AllCorrupt keeps the numbers of all corrupt blocks instead of the first
+	// verify.SomeBlocks of each file.
+	Verify, AllCorrupt bool
 }
 
 // Result is a committed backup.
@@ -228,7 +238,13 @@ type backup struct {
 	actions   []delta.Action // nil for a full backup
 	changes   delta.ChangeMap
 
+	copies []delta.Copy
+	// ratings holds, by entry, the tuples written to its relation; nil unless
+	// the composer is Rating.
+	ratings []uint64
+
 	mu           sync.Mutex
+	damage       map[int32]pack.Damage
 	objects      []messages.StoredObject
 	tars         []tarSet // for files_metadata.json
 	missing      map[int32]bool
@@ -312,9 +328,17 @@ func (b *backup) begin(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	compose := pack.Regular(pack.RegularOptions{Threshold: b.Threshold, OpenParts: b.Readers})
-	b.parts = compose(items)
-	b.missing, b.incremented = map[int32]bool{}, map[int32]bool{}
+	b.missing, b.incremented, b.damage = map[int32]bool{}, map[int32]bool{}, map[int32]pack.Damage{}
+	if b.parts, err = b.compose(ctx, items); err != nil {
+		return err
+	}
+	for _, c := range b.copies {
+		size -= c.Part.Size // nobody reads it
+	}
+	if b.Verify && !b.server.DataChecksums {
+		b.Logger.Warn("page checksums are not verified: the cluster has none (initdb --data-checksums, pg_checksums --enable)")
+		b.Verify = false
+	}
 	if b.Scanned != nil {
 		b.Scanned(size)
 	}
@@ -333,14 +357,27 @@ func (b *backup) storeParts() error {
 	// A reader is busy until its part has been read, not until it is stored:
 	// the next part is read while a worker still finishes this one.
 	readers := make(chan struct{}, max(b.Readers, 1))
+	copiers := make(chan struct{}, max(b.Readers, parallelCopies))
 	err := service.Within(b.run.ctx, 0, func(ctx context.Context, pool *service.Scope) error {
+		for _, c := range b.copies {
+			select {
+			case copiers <- struct{}{}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			pool.Go(func(context.Context) error {
+				return b.storePart(c.Name(), c.Part, b.source(c), copiers, owners, limiter)
+			})
+		}
 		for _, part := range b.parts {
 			select {
 			case readers <- struct{}{}:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
-			pool.Go(func(context.Context) error { return b.storePart(part, readers, owners, limiter) })
+			pool.Go(func(context.Context) error {
+				return b.storePart(part.Name(), part, copied{}, readers, owners, limiter)
+			})
 		}
 		return nil
 	})
@@ -363,15 +400,20 @@ func (b *backup) storeParts() error {
 	return nil
 }
 
-// storePart has one part stored. Its slot among the readers is taken.
-func (b *backup) storePart(part pack.Part, readers <-chan struct{}, owners pack.OwnerNames, limiter pack.Limiter) error {
+// storePart has one part stored, or copied if from says so. Its slot among the
+// readers is taken.
+func (b *backup) storePart(name string, part pack.Part, from copied, readers <-chan struct{}, owners pack.OwnerNames, limiter pack.Limiter) error {
 	free := sync.OnceFunc(func() { <-readers })
 	defer free()
-	b.Logger.Info(fmt.Sprintf("Starting part %d ...", part.Number))
+	if from.source == nil {
+		b.Logger.Info(fmt.Sprintf("Starting part %d ...", part.Number))
+	}
 	got, err := b.run.store(&object{
-		name: part.Name(),
-		size: part.Size,
-		read: free,
+		name:   name,
+		size:   part.Size,
+		read:   free,
+		copy:   from.source,
+		copied: from.report,
 		open: func() (content, error) {
 			files, err := b.opener()
 			if err != nil {
@@ -386,7 +428,11 @@ func (b *backup) storePart(part pack.Part, readers <-chan struct{}, owners pack.
 		return err
 	}
 	b.stored(got, tarSet{object: got.object, entries: part.Entries})
-	b.Logger.Info(fmt.Sprintf("Finished writing part %d.", part.Number), telemetry.KeyBytes, got.size)
+	if from.source == nil {
+		b.Logger.Info(fmt.Sprintf("Finished writing part %d.", part.Number), telemetry.KeyBytes, got.size)
+	} else {
+		b.Logger.Info(fmt.Sprintf("Stored %s.", got.object), "from", string(from.source.Backup)+"/"+from.source.Object, telemetry.KeyBytes, got.size)
+	}
 	return nil
 }
 
@@ -408,6 +454,9 @@ func (b *backup) stored(s stored, set tarSet) {
 	}
 	for _, i := range s.Incremented {
 		b.incremented[i] = true
+	}
+	for _, d := range s.Damage {
+		b.noteDamage(d)
 	}
 }
 
@@ -496,6 +545,7 @@ func (b *backup) sentinel(stop pgconn.Stop) *manifest.Sentinel {
 	if p := b.Parent; p != nil {
 		s.Increment = p.increment()
 	}
+	s.Files = b.corruptFiles()
 	if len(b.listing.Tablespaces) > 0 {
 		s.Spec = &manifest.TablespaceSpec{BasePrefix: filepath.Clean(b.listing.Root)}
 		for _, t := range b.listing.Tablespaces {
@@ -514,6 +564,12 @@ func (b *backup) writeFiles(w io.Writer) error {
 		}
 		e := &b.listing.Entries[i]
 		f := manifest.File{MTime: e.ModTime().Local(), IsIncremented: b.incremented[int32(i)], IsSkipped: b.skipped(int32(i))}
+		if d := b.damage[int32(i)]; d.Corrupt > 0 {
+			f.CorruptBlocks = &manifest.CorruptBlocks{Count: d.Corrupt, Some: d.Blocks}
+		}
+		if b.ratings != nil {
+			f.UpdatesCount = b.ratings[i]
+		}
 		if err := fw.File(e.Name, f); err != nil {
 			return err
 		}

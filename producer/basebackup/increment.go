@@ -13,6 +13,7 @@ import (
 	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/telemetry"
+	"github.com/walherd/walherd/engine/verify"
 	"github.com/walherd/walherd/engine/wal"
 )
 
@@ -115,6 +116,14 @@ func (b *backup) skipped(i int32) bool { return b.actions != nil && b.actions[i]
 
 // opener gives one attempt at a part its content.
 func (b *backup) opener() (pack.Opener, error) {
+	files, err := b.contents()
+	if err != nil || !b.Verify {
+		return files, err
+	}
+	return verify.New(files, verify.Options{Root: b.listing.Root, Start: b.start.LSN, PageSize: b.server.BlockSize, All: b.AllCorrupt})
+}
+
+func (b *backup) contents() (pack.Opener, error) {
 	if b.actions == nil {
 		return pack.NewFiles(b.listing.Root), nil
 	}

@@ -34,9 +34,13 @@ type object struct {
 	size int64  // bytes to come, roughly: for the progress display
 	// open starts one reading; it is called again for another attempt.
 	open func() (content, error)
-	// read is called once, when the first attempt has been read to its end or
-	// has failed: the disk is free for the next object.
+	// read is called when an attempt has been read to its end or has failed:
+	// the disk is free for the next object.
 	read func()
+	// copy, if set, names the object that a worker is to copy; open is for the
+	// case that it cannot. copied is the report of a copy.
+	copy   *messages.PartSource
+	copied pack.Report
 
 	// The rest is guarded by run.mu.
 	attempt int
@@ -126,7 +130,7 @@ func (r *run) store(o *object) (stored, error) {
 	r.mu.Lock()
 	r.objects[o.name] = o
 	r.mu.Unlock()
-	err := r.publish(messages.KindPart, messages.PartJob{Backup: r.backup, Part: o.name, Run: r.subject})
+	err := r.publish(messages.KindPart, messages.PartJob{Backup: r.backup, Part: o.name, Run: r.subject, Copy: o.copy})
 	if err != nil {
 		return stored{}, err
 	}
@@ -196,6 +200,8 @@ func (r *run) hear(m bus.Incoming) {
 	switch s.What {
 	case messages.WhatClaim:
 		r.claimed(m, s)
+	case messages.WhatCopying:
+		r.answer(m, r.copying(s))
 	case messages.WhatStored:
 		r.answer(m, messages.Answer{Verdict: r.noteStored(s)})
 	case messages.WhatCommitted:
@@ -244,6 +250,25 @@ func (r *run) noteStored(s messages.Say) messages.Verdict {
 	o.stored, o.result = true, s
 	close(o.done)
 	return messages.VerdictGo
+}
+
+// copying notes that a worker begins to copy an object, or still does.
+func (r *run) copying(s messages.Say) messages.Answer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := r.objects[s.Part]
+	switch {
+	case o == nil || r.over || o.copy == nil || s.Attempt != 0 && s.Attempt != o.attempt:
+		return messages.Answer{Verdict: messages.VerdictGone}
+	case o.stored:
+		return messages.Answer{Verdict: messages.VerdictDone}
+	}
+	if s.Attempt == 0 {
+		o.attempt++
+		o.reports[o.attempt] = o.copied
+	}
+	o.moved = time.Now()
+	return messages.Answer{Verdict: messages.VerdictGo, Attempt: o.attempt}
 }
 
 // claimed starts a new attempt for the worker that claims an object.
@@ -303,7 +328,7 @@ func (r *run) attempt(m bus.Incoming, s messages.Say, o *object, attempt int) {
 	r.answer(m, messages.Answer{Verdict: messages.VerdictGo, Attempt: attempt, Bytes: sender.Ref()})
 	err = r.send(sender, o, attempt)
 	sender.Abort()
-	if attempt == 1 && o.read != nil {
+	if o.read != nil {
 		o.read()
 	}
 	switch {

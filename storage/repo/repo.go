@@ -174,6 +174,17 @@ func (r *Repo) PutPart(ctx context.Context, key string, content io.Reader) (stor
 	return r.b.Put(ctx, key, content, storage.PutOptions{})
 }
 
+// CopyPart makes the part to of the part from, both keys of PartKey, with its
+// stored bytes as they are.
+func (r *Repo) CopyPart(ctx context.Context, from, to string) (storage.Info, error) {
+	for _, key := range []string{from, to} {
+		if err := checkPartKey(key); err != nil {
+			return storage.Info{}, err
+		}
+	}
+	return storage.Copy(ctx, r.b, from, to)
+}
+
 // PutFilesMetadata stores files_metadata.json: after the parts, before
 // PutMetadata.
 func (r *Repo) PutFilesMetadata(ctx context.Context, backup pg.BackupName, content io.Reader) (storage.Info, error) {

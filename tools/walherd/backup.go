@@ -44,9 +44,11 @@ func (a *app) backupPush() *cobra.Command {
 			if err := a.pickStorage(cmd); err != nil {
 				return err
 			}
-			if err := refuseLater(cmd, "verify", "store-all-corrupt", "rating-composer", "copy-composer", "database-composer"); err != nil {
-				return err
-			}
+			boolOver(cmd, "verify", &a.set.Postgres.VerifyPageChecksums)
+			boolOver(cmd, "store-all-corrupt", &a.set.Postgres.StoreAllCorruptBlocks)
+			boolOver(cmd, "rating-composer", &a.set.Postgres.UseRatingComposer)
+			boolOver(cmd, "copy-composer", &a.set.Postgres.UseCopyComposer)
+			boolOver(cmd, "database-composer", &a.set.Postgres.UseDatabaseComposer)
 			stringOver(cmd, "add-user-data", &a.set.Postgres.SentinelUserData)
 			stringOver(cmd, "delta-from-name", &a.set.Postgres.DeltaFromName)
 			stringOver(cmd, "delta-from-user-data", &a.set.Postgres.DeltaFromUserData)
@@ -68,11 +70,11 @@ func (a *app) backupPush() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolP("permanent", "p", false, "keep the backup from being deleted")
 	f.BoolP("full", "f", false, "take a full backup, whatever WALG_DELTA_MAX_STEPS says")
-	f.BoolP("verify", "v", false, "check page checksums (not supported yet)")
-	f.BoolP("store-all-corrupt", "s", false, "record every corrupt block (not supported yet)")
-	f.BoolP("rating-composer", "r", false, "pack files by how often they change (not supported yet)")
-	f.BoolP("copy-composer", "c", false, "copy unchanged parts of the last full backup (not supported yet)")
-	f.BoolP("database-composer", "b", false, "pack databases apart (not supported yet)")
+	f.BoolP("verify", "v", false, "check the checksums of the pages that are read")
+	f.BoolP("store-all-corrupt", "s", false, "record every corrupt block, not the first ten of a file")
+	f.BoolP("rating-composer", "r", false, "pack files by how often they change")
+	f.BoolP("copy-composer", "c", false, "take a full backup that copies the unchanged parts of the last")
+	f.BoolP("database-composer", "b", false, "pack databases apart")
 	f.String("delta-from-name", "", "base of the increment, by name")
 	f.String("delta-from-user-data", "", "base of the increment, by user data (JSON)")
 	f.String("add-user-data", "", "JSON to keep with the backup")
@@ -165,9 +167,16 @@ func (a *app) backupLease(ctx context.Context, f *fleet) (*bus.Lease, error) {
 
 // pushThrough takes a backup over a connected fleet.
 func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, opt pushOptions) error {
-	parent, err := a.deltaParent(ctx, f, opt.permanent, opt.full)
+	composer := a.composer()
+	parent, err := a.deltaParent(ctx, f, opt.permanent, opt.full || composer == basebackup.Copy)
 	if err != nil {
 		return err
+	}
+	var copyOf *basebackup.Parent
+	if composer == basebackup.Copy {
+		if copyOf, err = a.copyParent(ctx, f); err != nil {
+			return err
+		}
 	}
 	conn, err := pgconn.Connect(ctx, pgconn.Options{Logger: a.log})
 	if err != nil {
@@ -194,6 +203,7 @@ func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, opt p
 		IdleTimeout: a.set.Walherd.PartTimeout, Permanent: opt.permanent, UserData: opt.data, Parent: parent,
 		NoFilesMetadata: a.set.Postgres.WithoutFilesMetadata, NoRelations: a.set.Postgres.DisablePartialRestore,
 		Archived: a.archivedChanges(f), ForceMap: a.set.Postgres.ForceWALDelta,
+		Composer: composer, CopyOf: copyOf, Verify: a.set.Postgres.VerifyPageChecksums, AllCorrupt: a.set.Postgres.StoreAllCorruptBlocks,
 	}
 	res, err := p.Push(ctx)
 	if err != nil {
@@ -205,6 +215,20 @@ func (a *app) pushThrough(ctx context.Context, f *fleet, dir, host string, opt p
 	}
 	a.log.Info(fmt.Sprintf("Wrote backup with name %s%s", res.Name, where))
 	return nil
+}
+
+// composer is the one that is wanted. Of several the strongest wins, as in
+// WAL-G: copy before database before rating.
+func (a *app) composer() basebackup.Composer {
+	switch p := &a.set.Postgres; {
+	case p.UseCopyComposer:
+		return basebackup.Copy
+	case p.UseDatabaseComposer:
+		return basebackup.Database
+	case p.UseRatingComposer:
+		return basebackup.Rating
+	}
+	return basebackup.Regular
 }
 
 // pushProgress shows a backup's progress. The total is known once the data

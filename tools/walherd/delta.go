@@ -25,6 +25,9 @@ type deltaRequest struct {
 	Name, UserData, Origin string
 	MaxSteps               int
 	Permanent              bool
+	// Copy asks for the full backup whose parts a new one is to copy: that of
+	// the latest backup, whatever else is said here.
+	Copy bool
 }
 
 // deltaBase is the base that was chosen, or why there is none.
@@ -80,11 +83,11 @@ func chooseBase(ctx context.Context, r *repo.Repo, req deltaRequest) (deltaBase,
 	if chosen.Increment != nil {
 		base.Count = chosen.Increment.Count + 1
 	}
-	if base.Count > req.MaxSteps {
+	if !req.Copy && base.Count > req.MaxSteps {
 		return full(false, "%s is increment %d of its chain, and WALG_DELTA_MAX_STEPS is %d", b.Name, base.Count-1, req.MaxSteps)
 	}
 	parent := chosen
-	if req.Origin == "LATEST_FULL" && chosen.Increment != nil {
+	if (req.Origin == "LATEST_FULL" || req.Copy) && chosen.Increment != nil {
 		base.Name = chosen.Increment.Root
 		if parent, base.Sentinel, err = readSentinel(ctx, r, base.Name); err != nil {
 			return deltaBase{}, err
@@ -101,7 +104,7 @@ func chooseBase(ctx context.Context, r *repo.Repo, req deltaRequest) (deltaBase,
 	switch {
 	case err != nil:
 		return full(true, "the metadata of %s cannot be read: %v", base.Name, err)
-	case meta.IsPermanent && !req.Permanent && req.Origin != "LATEST_FULL":
+	case meta.IsPermanent && !req.Permanent && !req.Copy && req.Origin != "LATEST_FULL":
 		return full(false, "%s is permanent, this backup is not", base.Name)
 	case parent.FilesMetadataDisabled:
 		return full(true, "%s was taken without a list of files", base.Name)
@@ -137,6 +140,18 @@ func (a *app) deltaParent(ctx context.Context, f *fleet, permanent, forced bool)
 	req := deltaRequest{
 		Name: p.DeltaFromName, UserData: p.DeltaFromUserData, Origin: p.DeltaOrigin, MaxSteps: p.DeltaMaxSteps, Permanent: permanent,
 	}
+	return a.findBase(ctx, f, req, "taking a full backup: ")
+}
+
+// copyParent finds the full backup whose parts are to be copied; nil if there
+// is none.
+func (a *app) copyParent(ctx context.Context, f *fleet) (*basebackup.Parent, error) {
+	return a.findBase(ctx, f, deltaRequest{Origin: "LATEST_FULL", Copy: true}, "no parts are copied: ")
+}
+
+// findBase has the base chosen, here or by a worker. without begins the line
+// that tells why there is none.
+func (a *app) findBase(ctx context.Context, f *fleet, req deltaRequest, without string) (*basebackup.Parent, error) {
 	var base deltaBase
 	var list func(ctx context.Context, w io.Writer, name pg.BackupName) error
 	if f.storages != nil {
@@ -162,9 +177,9 @@ func (a *app) deltaParent(ctx context.Context, f *fleet, permanent, forced bool)
 	}
 	if base.Full != "" {
 		if base.Warn {
-			a.log.Warn("taking a full backup: " + base.Full)
+			a.log.Warn(without + base.Full)
 		} else {
-			a.log.Info("taking a full backup: " + base.Full)
+			a.log.Info(without + base.Full)
 		}
 		return nil, nil
 	}
@@ -183,8 +198,12 @@ func (a *app) deltaParent(ctx context.Context, f *fleet, permanent, forced bool)
 
 // words are the request as a worker's command line.
 func (r deltaRequest) words() []string {
-	return []string{"delta-base", fmt.Sprintf("--max-steps=%d", r.MaxSteps), "--origin=" + r.Origin, "--name=" + r.Name,
+	words := []string{"delta-base", fmt.Sprintf("--max-steps=%d", r.MaxSteps), "--origin=" + r.Origin, "--name=" + r.Name,
 		"--user-data=" + r.UserData, fmt.Sprintf("--permanent=%t", r.Permanent)}
+	if r.Copy {
+		words = append(words, "--copy") // only then, as older workers do not know it
+	}
+	return words
 }
 
 // askInto has a worker run a command whose output goes to w.
@@ -261,6 +280,7 @@ func (a *app) deltaBaseCommand() *cobra.Command {
 	f.StringVar(&req.UserData, "user-data", "", "the base by its user data")
 	f.StringVar(&req.Origin, "origin", "LATEST", "LATEST or LATEST_FULL")
 	f.IntVar(&req.MaxSteps, "max-steps", 0, "increments between full backups")
+	f.BoolVar(&req.Copy, "copy", false, "tell the full backup whose parts can be copied")
 	f.BoolVar(&req.Permanent, "permanent", false, "the increment is to be permanent")
 	return a.ask(cmd)
 }

@@ -100,6 +100,18 @@ func (h *PartHandler) Handle(ctx context.Context, job runner.Job) error {
 	if err != nil {
 		return bus.Reject(err)
 	}
+	if pj.Copy != nil {
+		err := h.copyPart(ctx, job, pj)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, ErrProducerGone):
+			return bus.Retry(2*time.Second, fmt.Errorf("copy %s of %s: %w", pj.Part, pj.Backup, err))
+		case !errors.Is(err, errNoSource):
+			return outcome(fmt.Errorf("copy %s of %s: %w", pj.Part, pj.Backup, err))
+		}
+		h.Logger.Warn("the part to copy is gone; its files are packed anew", telemetry.KeyBackup, pj.Copy.Backup, telemetry.KeyPart, pj.Copy.Object)
+	}
 	claim, err := h.say(ctx, pj.Run, messages.Say{What: messages.WhatClaim, Part: pj.Part, Worker: job.Worker})
 	if err != nil {
 		return bus.Retry(2*time.Second, fmt.Errorf("claim %s of %s: %w", pj.Part, pj.Backup, err))
@@ -133,12 +145,7 @@ func (h *PartHandler) store(ctx context.Context, pj messages.PartJob, claim mess
 		return "", 0, 0, err
 	}
 	defer r.Close()
-	// The name is taken by a backup that started in the same segment, which a
-	// standby makes easy: its parts must not be overwritten.
-	switch _, err := h.Repo.Bucket().Stat(ctx, repo.SentinelKey(pj.Backup)); {
-	case err == nil:
-		return "", 0, 0, fmt.Errorf("%w: %s; it is left as it was (on a standby, wait for the next restartpoint)", ErrBackupExists, pj.Backup)
-	case !errors.Is(err, storage.ErrNotExist):
+	if err := h.free(ctx, pj.Backup); err != nil {
 		return "", 0, 0, err
 	}
 	codec := h.Codec
@@ -156,6 +163,18 @@ func (h *PartHandler) store(ctx context.Context, pj messages.PartJob, claim mess
 		return err
 	})
 	return object, info.Size, raw, err
+}
+
+// free refuses a name that a backup has which started in the same segment,
+// which a standby makes easy: its parts must not be overwritten.
+func (h *PartHandler) free(ctx context.Context, backup pg.BackupName) error {
+	switch _, err := h.Repo.Bucket().Stat(ctx, repo.SentinelKey(backup)); {
+	case err == nil:
+		return fmt.Errorf("%w: %s; it is left as it was (on a standby, wait for the next restartpoint)", ErrBackupExists, backup)
+	case !errors.Is(err, storage.ErrNotExist):
+		return err
+	}
+	return nil
 }
 
 // bounded refuses a part that never ends.

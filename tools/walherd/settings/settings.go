@@ -171,11 +171,11 @@ type Postgres struct {
 
 	UseReverseUnpack       bool `envconfig:"WALG_USE_REVERSE_UNPACK" default:"false" desc:"restore a chain newest first"`
 	SkipRedundantTars      bool `envconfig:"WALG_SKIP_REDUNDANT_TARS" default:"false" desc:"leave out parts of the bases in which nothing is still needed"`
-	UseRatingComposer      bool `envconfig:"WALG_USE_RATING_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"pack files that change alike together"`
-	UseCopyComposer        bool `envconfig:"WALG_USE_COPY_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"copy unchanged parts from the previous full backup"`
-	UseDatabaseComposer    bool `envconfig:"WALG_USE_DATABASE_COMPOSER" default:"false" later:"composers" effect:"warn" desc:"pack each database apart"`
-	VerifyPageChecksums    bool `envconfig:"WALG_VERIFY_PAGE_CHECKSUMS" default:"false" later:"page checksums" effect:"warn" desc:"check page checksums during backup-push"`
-	StoreAllCorruptBlocks  bool `envconfig:"WALG_STORE_ALL_CORRUPT_BLOCKS" default:"false" later:"page checksums" effect:"warn" desc:"record every corrupt block instead of the first ten"`
+	UseRatingComposer      bool `envconfig:"WALG_USE_RATING_COMPOSER" default:"false" desc:"pack files that change alike together"`
+	UseCopyComposer        bool `envconfig:"WALG_USE_COPY_COMPOSER" default:"false" desc:"copy unchanged parts from the previous full backup"`
+	UseDatabaseComposer    bool `envconfig:"WALG_USE_DATABASE_COMPOSER" default:"false" desc:"pack each database apart"`
+	VerifyPageChecksums    bool `envconfig:"WALG_VERIFY_PAGE_CHECKSUMS" default:"false" desc:"check page checksums during backup-push"`
+	StoreAllCorruptBlocks  bool `envconfig:"WALG_STORE_ALL_CORRUPT_BLOCKS" default:"false" desc:"record every corrupt block instead of the first ten"`
 	WithoutFilesMetadata   bool `envconfig:"WALG_WITHOUT_FILES_METADATA" default:"false" desc:"keep no list of files, which saves memory on clusters of very many files"`
 	DisablePartialRestore  bool `envconfig:"WALG_DISABLE_PARTIAL_RESTORE" default:"false" desc:"do not record database and table names, without which a partial restore cannot work"`
 	IntegrityMaxDelayedWAL int  `envconfig:"WALG_INTEGRITY_MAX_DELAYED_WALS" default:"0" min:"0" unit:"segments" desc:"newest segments wal-verify may find missing without alarm"`
