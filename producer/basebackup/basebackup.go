@@ -488,36 +488,26 @@ func (b *backup) end(stopAlive func()) (pgconn.Stop, error) {
 			return stop, b.notFinalized(stop, fmt.Errorf("%w: from %d to %d", ErrPromoted, b.start.Timeline, now))
 		}
 	}
+	return stop, b.storeLabel(stop)
+}
+
+func (b *backup) storeLabel(stop pgconn.Stop) error {
 	data, err := pack.LabelTar([]byte(stop.Label), []byte(stop.TablespaceMap))
 	if err != nil {
-		return stop, err
+		return err
 	}
 	got, err := b.run.store(&object{name: pack.LabelTarName, open: newMemory(data, int64(len(stop.Label)+len(stop.TablespaceMap)))})
 	if err != nil {
-		return stop, err
+		return err
 	}
 	b.stored(got, tarSet{object: got.object, names: []string{pack.TablespaceMapName, pack.LabelName}})
-	return stop, nil
-}
-
-// notFinalized says all that a person needs who wants to finalize by hand what
-// was uploaded, and understands the risk.
-func (b *backup) notFinalized(stop pgconn.Stop, err error) error {
-	b.Logger.Warn("the uploaded parts are kept but the backup is not finalized", telemetry.KeyBackup, b.name,
-		"start_lsn", b.start.LSN, "timeline", b.start.Timeline, "stop_lsn", stop.LSN,
-		"uncompressed", b.uncompressed, "compressed", b.compressed,
-		"backup_label", stop.Label, "tablespace_map", stop.TablespaceMap)
-	return fmt.Errorf("backup %s was uploaded and not finalized: %w", b.name, err)
+	return nil
 }
 
 // commit stores the list of files and has a worker make the backup visible.
 func (b *backup) commit(stop pgconn.Stop) (*manifest.Sentinel, error) {
-	if !b.NoFilesMetadata {
-		got, err := b.run.store(&object{name: messages.FilesMetadata, open: newWritten(b.writeFiles)})
-		if err != nil {
-			return nil, err
-		}
-		b.stored(got, tarSet{})
+	if err := b.storeFiles(); err != nil {
+		return nil, err
 	}
 	s := b.sentinel(stop)
 	sentinel, err := s.Encode()
@@ -533,6 +523,18 @@ func (b *backup) commit(stop pgconn.Stop) (*manifest.Sentinel, error) {
 		return nil, fmt.Errorf("commit %s: %w", b.name, err)
 	}
 	return s, nil
+}
+
+// storeFiles stores the list of files, if there is to be one.
+func (b *backup) storeFiles() error {
+	if b.NoFilesMetadata {
+		return nil
+	}
+	got, err := b.run.store(&object{name: messages.FilesMetadata, open: newWritten(b.writeFiles)})
+	if err == nil {
+		b.stored(got, tarSet{})
+	}
+	return err
 }
 
 func (b *backup) sentinel(stop pgconn.Stop) *manifest.Sentinel {

@@ -22,6 +22,9 @@ type Start struct {
 	Segment pg.SegmentName
 	// InRecovery: the backup is taken from a standby.
 	InRecovery bool
+	// Checkpoint is where the checkpoint record of LSN is; 0 on a primary, and
+	// if a restart point came in between.
+	Checkpoint pg.LSN
 
 	segmentSize pg.SegmentSize
 }
@@ -92,8 +95,57 @@ func (c *Conn) describeStart(ctx context.Context, lsn string) (Start, error) {
 	if start.Timeline, err = c.timeline(ctx); err != nil {
 		return Start{}, fmt.Errorf("start backup: %w", err)
 	}
+	if start.InRecovery {
+		if err := c.checkpoint(ctx, &start); err != nil {
+			return Start{}, err
+		}
+	}
 	start.Segment = startSegment(pos, start.Timeline, start.segmentSize, start.InRecovery)
 	return start, nil
+}
+
+// checkpoint finds the checkpoint that a standby's backup starts from. The
+// server tells it in the label only, and the label only when the backup ends
+// well.
+func (c *Conn) checkpoint(ctx context.Context, start *Start) error {
+	var redo, at string
+	if err := c.conn.QueryRow(ctx, "SELECT redo_lsn::text, checkpoint_lsn::text FROM pg_control_checkpoint()").Scan(&redo, &at); err != nil {
+		return explain("start backup: read checkpoint", err)
+	}
+	if lsn, err := pg.ParseLSN(redo); err != nil || lsn != start.LSN {
+		return nil // it is that of a later restart point
+	}
+	var err error
+	if start.Checkpoint, err = pg.ParseLSN(at); err != nil {
+		return fmt.Errorf("start backup: read checkpoint: %w", err)
+	}
+	return nil
+}
+
+// Label is the text of backup_label as the server would have written it, for a
+// standby's backup that it refused to end, taken at the time started with the
+// given label. It is empty if the checkpoint is not known.
+func (s Start) Label(label string, started time.Time) string {
+	if s.Checkpoint == 0 {
+		return ""
+	}
+	return fmt.Sprintf("START WAL LOCATION: %s (file %s)\nCHECKPOINT LOCATION: %s\nBACKUP METHOD: streamed\nBACKUP FROM: standby\n"+
+		"START TIME: %s\nLABEL: %s\nSTART TIMELINE: %d\n", s.LSN, s.LSN.Segment(s.Timeline, s.segmentSize), s.Checkpoint,
+		started.UTC().Format("2006-01-02 15:04:05 UTC"), label, s.Timeline)
+}
+
+// Position is how far a primary has written WAL, and a standby replayed it.
+func (c *Conn) Position(ctx context.Context) (pg.LSN, error) {
+	release, err := c.acquire(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("read WAL position: %w", err)
+	}
+	defer release()
+	var lsn string
+	if err := c.conn.QueryRow(ctx, "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text").Scan(&lsn); err != nil {
+		return 0, explain("read WAL position", err)
+	}
+	return pg.ParseLSN(lsn)
 }
 
 // startSegment does by arithmetic what the server's pg_walfile_name would

@@ -122,6 +122,15 @@ func TestBackupOfStandby(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The label that is made where the server gives none.
+	started := func(label string) string {
+		_, at, _ := strings.Cut(label, "START TIME: ")
+		at, _, _ = strings.Cut(at, "\n")
+		return at
+	}
+	if got := start.Label("standby", time.Now()); strings.Replace(got, started(got), started(stop.Label), 1) != stop.Label {
+		t.Errorf("made the label %q, the server %q", got, stop.Label)
+	}
 	if stop.Timeline != 1 || stop.HistoryFile != "" || !strings.Contains(stop.Label, "BACKUP FROM: standby\n") {
 		t.Errorf("got %+v", stop)
 	}

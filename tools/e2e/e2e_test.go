@@ -60,6 +60,8 @@ type bench struct {
 	c       *pgtest.Cluster
 	program string
 	storage string
+	// bin holds the server's programs; empty for the default ones.
+	bin string
 	// env goes before the cluster's own environment.
 	env []string
 }
@@ -147,7 +149,7 @@ func (b *bench) restore(args ...string) *pgtest.Cluster {
 // for a recovery target may be given.
 func (b *bench) recover(dir string, lines ...string) *pgtest.Cluster {
 	b.t.Helper()
-	r := pgtest.Open(b.t, dir, pgtest.Stopped(), pgtest.WithConf("archive_mode = off"))
+	r := pgtest.Open(b.t, dir, pgtest.Stopped(), pgtest.WithBinDir(b.bin), pgtest.WithConf("archive_mode = off"))
 	r.Recover(fmt.Sprintf(`env %s %s wal-fetch %%f "%%p"`, shellWords(b.environ()), b.program), lines...)
 	r.Start()
 	r.Await("SELECT pg_is_in_recovery()", "f")
