@@ -37,8 +37,12 @@ func TestHostileJobsDoNot(t *testing.T) {
 	names = append(names, "", ".", "..", "../x", "a/b", "/etc/passwd", "a\x00b", `..\x`, "a\nb", strings.Repeat("x", 300))
 	for _, n := range names {
 		for what, err := range map[string]error{
-			"WAL":    messages.ArchiveJob{Name: n}.Check(c),
-			"part":   messages.PartJob{Backup: "base_" + segment, Part: n, Run: messages.RunSubject(c, "A")}.Check(c),
+			"WAL":  messages.ArchiveJob{Name: n}.Check(c),
+			"part": messages.PartJob{Backup: "base_" + segment, Part: n, Run: messages.RunSubject(c, "A")}.Check(c),
+			"copy": messages.PartJob{Backup: "base_" + segment, Part: "p", Run: messages.RunSubject(c, "A"),
+				Copy: &messages.PartSource{Backup: "base_" + segment, Object: n}}.Check(c),
+			"copied backup": messages.PartJob{Backup: "base_" + segment, Part: "p", Run: messages.RunSubject(c, "A"),
+				Copy: &messages.PartSource{Backup: "../x", Object: "part_001.tar"}}.Check(c),
 			"backup": messages.PartJob{Backup: "base_00000001000000000000000/..", Part: "p", Run: messages.RunSubject(c, "A")}.Check(c),
 			"object": messages.CommitJob{Backup: "base_" + segment, Run: messages.RunSubject(c, "A"), Objects: []messages.StoredObject{{Name: n}}}.Check(c),
 		} {
