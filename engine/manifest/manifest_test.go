@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -466,4 +467,25 @@ func FuzzUserData(f *testing.F) {
 			t.Fatalf("%s and %s: not symmetric", x, y)
 		}
 	})
+}
+
+func TestSentinelFiles(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := Sentinel{Files: CorruptFiles{"/base/5/1": {CorruptBlocks: []uint32{3}, MTime: at}}}
+	doc, err := s.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `"Files":{"/base/5/1":{"CorruptBlocks":[3],"IsIncremented":false,"IsSkipped":false,"MTime":"2026-01-02T03:04:05Z"}}`; !strings.Contains(string(doc), want) {
+		t.Errorf("%s is not in %s", want, doc)
+	}
+	if got, err := ParseSentinel(doc); err != nil || !reflect.DeepEqual(got.Files, s.Files) {
+		t.Errorf("read %+v, %v", got, err)
+	}
+	for _, old := range []string{`[]`, `7`, `{"/a":7}`, `{"/a":{"MTime":"2020-01-01T00:00:00Z"}}`, `{"/a":{"CorruptBlocks":{"CorruptBlocksCount":1}}}`, `null`} {
+		if got, err := ParseSentinel([]byte(`{"LSN":1,"Files":` + old + `}`)); err != nil || got.Files != nil {
+			t.Errorf("%s: read %+v, %v", old, got, err)
+		}
+	}
 }

@@ -45,7 +45,7 @@ type Sentinel struct {
 	UserData UserData        `json:"UserData,omitempty"`
 	// Files are files with corrupt blocks, by name, as a person would look
 	// for them here; at least some of them. files_metadata.json has all.
-	Files map[string]CorruptFile `json:"Files,omitempty"`
+	Files CorruptFiles `json:"Files,omitempty"`
 	// FilesMetadataDisabled tells that there is no files_metadata.json.
 	FilesMetadataDisabled bool `json:"FilesMetadataDisabled,omitempty"`
 
@@ -66,6 +66,29 @@ type Sentinel struct {
 	// IsPermanent is the flag at creation and never changed afterwards:
 	// only the one in metadata.json counts.
 	IsPermanent bool `json:"IsPermanent"`
+}
+
+// CorruptFiles are files with corrupt blocks by name.
+type CorruptFiles map[string]CorruptFile
+
+// UnmarshalJSON reads what it understands and nothing of the rest: old
+// sentinels have all files here, WAL-E's in another form still.
+func (c *CorruptFiles) UnmarshalJSON(data []byte) error {
+	var all map[string]json.RawMessage
+	if json.Unmarshal(data, &all) != nil {
+		return nil
+	}
+	for name, raw := range all {
+		var f CorruptFile
+		if json.Unmarshal(raw, &f) != nil || len(f.CorruptBlocks) == 0 {
+			continue
+		}
+		if *c == nil {
+			*c = CorruptFiles{}
+		}
+		(*c)[name] = f
+	}
+	return nil
 }
 
 // CorruptFile is a file in which a backup found pages that fail their check.

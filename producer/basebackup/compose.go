@@ -146,15 +146,15 @@ const loggedBlocks = 10
 
 // corruptFiles are the files with corrupt blocks for the sentinel: the first of
 // them, since a sentinel is small. The list of files has them all.
-func (b *backup) corruptFiles() map[string]manifest.CorruptFile {
-	var out map[string]manifest.CorruptFile
+func (b *backup) corruptFiles() manifest.CorruptFiles {
+	var out manifest.CorruptFiles
 	for i := range b.listing.Entries {
 		d := b.damage[int32(i)]
 		if d.Corrupt == 0 {
 			continue
 		}
 		if out == nil {
-			out = map[string]manifest.CorruptFile{}
+			out = manifest.CorruptFiles{}
 		}
 		e := &b.listing.Entries[i]
 		out[e.Name] = manifest.CorruptFile{

@@ -98,6 +98,8 @@ func TestComposers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var b *bench
+			// Nobody but the test writes, or what is to be cold is not.
+			quiet := pgtest.WithConf("autovacuum = off")
 			push := func(args ...string) string {
 				r := b.run(nil, append([]string{"backup-push", b.c.DataDir()}, args...)...)
 				if r.code != 0 {
@@ -106,7 +108,7 @@ func TestComposers(t *testing.T) {
 				return r.stderr
 			}
 			if fleetShape {
-				f := newFleet(t)
+				f := newFleet(t, quiet)
 				b = f.bench
 				f.worker("a")
 				push = func(args ...string) string {
@@ -117,11 +119,12 @@ func TestComposers(t *testing.T) {
 					return stderr
 				}
 			} else {
-				b = newBench(t, nil)
+				b = newBench(t, nil, quiet)
 			}
 			b.c.Run("pgbench", "-i", "-q", "-s", "1", "postgres")
 			b.c.SQL("CREATE DATABASE other")
-			b.c.SQLIn("other", "CREATE TABLE cold AS SELECT g FROM generate_series(1, 10000) g; SELECT pg_stat_reset()")
+			b.c.SQLIn("other", "CREATE TABLE cold AS SELECT g FROM generate_series(1, 10000) g")
+			b.c.SQLIn("other", "SELECT pg_stat_reset()")
 			sums := map[string]string{}
 			pushed := func(args ...string) (string, string) {
 				t.Helper()
@@ -226,7 +229,7 @@ func sameFile(t testing.TB, b *bench, one, other string) bool {
 // TestPageChecksums damages pages of a running cluster.
 func TestPageChecksums(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=5"})
+	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=5"}, pgtest.WithConf("autovacuum = off"))
 	b.c.SQL("CREATE TABLE x AS SELECT g, repeat('x', 500) t FROM generate_series(1, 1000) g")
 	b.c.SQL("CREATE UNLOGGED TABLE u AS SELECT g FROM generate_series(1, 1000) g")
 	b.c.SQL("CHECKPOINT")

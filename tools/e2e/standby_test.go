@@ -46,7 +46,7 @@ func TestPromotionDuringBackup(t *testing.T) {
 		t.Fatalf("there are the backups %v", now)
 	}
 	said := out.String()
-	for _, want := range []string{"not finalized", "promoted", "START WAL LOCATION: ", "BACKUP FROM: standby", "START TIMELINE: 1", "start_lsn=", "stop_lsn=", "timeline=1", "sentinel=", "metadata="} {
+	for _, want := range []string{"not finalized", "promoted", "START WAL LOCATION: ", "BACKUP FROM: standby", "START TIMELINE: 1", "start_lsn=", "stop_lsn=", "timeline=00000001", "sentinel=", "metadata="} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q is not said: %s", want, said)
 		}

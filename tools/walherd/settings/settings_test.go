@@ -488,7 +488,7 @@ func TestLaterWarns(t *testing.T) {
 	t.Parallel()
 	s, _ := testBundle{env: []string{"WALG_DELTA_MAX_STEPS=3", "WALG_USE_WAL_DELTA=true", "WALG_PREFETCH_DIR=/p", "WALG_USE_RATING_COMPOSER=true",
 		"WALG_USE_COPY_COMPOSER=false", "WALG_DELTA_ORIGIN=LATEST", "WALG_UPLOAD_WAL_METADATA=NOMETADATA",
-		"WALG_DAEMON_WAL_UPLOAD_TIMEOUT=1m", "WALG_FAILOVER_STORAGES_CHECK_SIZE=1024kb", "AWS_REGION=eu"}}.mustLoad(t)
+		"WALG_DIRECT_IO=true", "WALG_DAEMON_WAL_UPLOAD_TIMEOUT=1m", "WALG_FAILOVER_STORAGES_CHECK_SIZE=1024kb", "AWS_REGION=eu"}}.mustLoad(t)
 	warnings, err := s.Later()
 	if err != nil {
 		t.Fatal(err)
@@ -497,7 +497,7 @@ func TestLaterWarns(t *testing.T) {
 	for _, w := range warnings {
 		names = append(names, w.Setting)
 	}
-	want := []string{"WALG_USE_RATING_COMPOSER"}
+	want := []string{"WALG_DIRECT_IO"}
 	if !slices.Equal(names, want) {
 		t.Errorf("got %v, want %v", names, want)
 	}
