@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // Bucket is a part of a container. Make one with Open.
@@ -43,8 +44,8 @@ type Bucket struct {
 	client    *container.Client
 	transport *http.Transport
 	auth      auth
-	blocks    blockPlan
-	pool      pool
+	blocks    pieces.Plan
+	pool      *pieces.Pool
 	budget    *semaphore.Weighted // bytes of blocks beyond the first of each Put
 	now       func() time.Time
 }
@@ -62,11 +63,11 @@ func Open(ctx context.Context, opt Options) (*Bucket, error) {
 		return nil, fmt.Errorf("open Azure container %s: %w", o.Container, err)
 	}
 	b := &Bucket{
-		opt: o, blocks: newBlockPlan(o.BufferSize, o.largestBlock()), now: time.Now,
+		opt: o, blocks: blockPlan(o.BufferSize, o.largestBlock()), now: time.Now,
 		// A Put alone holds MaxBuffers blocks, of which one is its own.
 		budget: semaphore.NewWeighted(int64(o.MaxBuffers-1) * o.BufferSize),
 	}
-	b.pool.init(o.BufferSize, o.MaxBuffers)
+	b.pool = newPool(o.BufferSize, o.MaxBuffers)
 	if o.Prefix != "" {
 		b.root = o.Prefix + "/"
 	}

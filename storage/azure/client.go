@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -15,6 +13,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // auth is how requests prove who sends them; hints depend on it.
@@ -132,7 +132,7 @@ func (v apiVersion) Do(req *policy.Request) (*http.Response, error) {
 // call is one operation on its way through the SDK's retries.
 type call struct {
 	// body is what each try sends; nil is none of ours.
-	body *content
+	body *pieces.Content
 	// streams: the answer's body is read after the operation returned.
 	streams bool
 }
@@ -161,7 +161,7 @@ func (a attempt) Do(req *policy.Request) (*http.Response, error) {
 		return req.Next()
 	}
 	if c.body != nil && req.Raw().Body != nil {
-		body := c.body.reader()
+		body := c.body.Reader(0, nil)
 		defer body.Close()
 		req.Raw().Body, req.Raw().GetBody = body, nil
 	}
@@ -169,54 +169,22 @@ func (a attempt) Do(req *policy.Request) (*http.Response, error) {
 		return req.Next()
 	}
 	ctx, cancel := context.WithCancelCause(req.Raw().Context())
-	w := &watched{cancel: cancel, stall: a.stall}
-	w.watch = time.AfterFunc(a.stall, func() {
-		w.stale.Store(true)
-		cancel(errStalled)
-	})
+	stale := func(err error) error {
+		if context.Cause(ctx) == pieces.ErrStalled {
+			return fmt.Errorf("%w for %s (%s)", errStalled, a.stall, plain(err))
+		}
+		return err
+	}
+	watch := time.AfterFunc(a.stall, func() { cancel(pieces.ErrStalled) })
 	res, err := req.WithContext(ctx).Next()
-	w.watch.Stop()
+	watch.Stop()
 	if err != nil {
+		err = stale(err)
 		cancel(nil)
-		return nil, w.why(err)
+		return nil, err
 	}
-	w.rc = res.Body
-	res.Body = w
+	res.Body = pieces.NewConn(res.Body, cancel, a.stall, stale)
 	return res, nil
-}
-
-// watched is the body of one answer. A Read in which nothing comes for the
-// stall limit ends it.
-type watched struct {
-	rc     io.ReadCloser
-	cancel context.CancelCauseFunc
-	stall  time.Duration
-	watch  *time.Timer
-	stale  atomic.Bool
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	w.watch.Reset(w.stall)
-	n, err := w.rc.Read(p)
-	w.watch.Stop()
-	if err != nil && err != io.EOF {
-		err = w.why(err)
-	}
-	return n, err
-}
-
-// why names the stall, which otherwise looks like the caller's wish.
-func (w *watched) why(err error) error {
-	if w.stale.Load() {
-		return fmt.Errorf("%w for %s (%s)", errStalled, w.stall, plain(err))
-	}
-	return err
-}
-
-func (w *watched) Close() error {
-	w.watch.Stop()
-	w.cancel(nil)
-	return w.rc.Close()
 }
 
 var errStalled = errors.New("no byte moved")

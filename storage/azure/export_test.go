@@ -1,9 +1,12 @@
 package azure
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // SetPageSize makes listings come in pages of n names.
@@ -12,9 +15,8 @@ func SetPageSize(o *Options, n int32) { o.pageSize = &n }
 // Memory tells how many bytes of uploads are held now, and how many were at
 // most.
 func (b *Bucket) Memory() (now, peak int64) {
-	b.pool.mu.Lock()
-	defer b.pool.mu.Unlock()
-	return b.pool.used, b.pool.peak
+	now, peak, _ = b.pool.Used()
+	return now, peak
 }
 
 // BudgetFree tells whether all of the upload budget was given back.
@@ -35,10 +37,10 @@ func (b *Bucket) URL() string { return b.opt.containerURL() }
 
 // BlockSizes are the sizes of all blocks an upload may have.
 func BlockSizes(base, largest int64) []int64 {
-	p := newBlockPlan(base, largest)
+	p := blockPlan(base, largest)
 	sizes := make([]int64, maxBlocks)
 	for i := range sizes {
-		sizes[i] = p.size(i + 1)
+		sizes[i] = p.Size(i + 1)
 	}
 	return sizes
 }
@@ -53,11 +55,10 @@ var NVMe = nvme
 
 // SumOf sums a block of size bytes.
 func SumOf(kind Checksum, size int64) func() {
-	p := &pool{}
-	p.init(size, 1)
-	c := &content{pool: p, size: size}
-	for int64(len(c.chunks))*p.chunk < size {
-		c.chunks = append(c.chunks, p.get())
+	c := pieces.NewContent(newPool(size, 1))
+	src := pieces.NewSource(bytes.NewReader(make([]byte, size)), nil)
+	if _, err := c.Fill(context.Background(), src, size); err != nil {
+		panic(err)
 	}
-	return func() { c.sum(kind) }
+	return func() { sumOf(c, kind) }
 }

@@ -6,21 +6,15 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/rand/v2"
 	"net/http"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
-
-// resumeProgress is how many bytes reset the count of resumptions, as in
-// storage/retry.
-const resumeProgress = 1 << 20
 
 // Open implements storage.Bucket. The body is a storage.Describer. A blob that
 // is replaced while its body breaks ends the body with storage.ErrPermanent.
@@ -37,13 +31,19 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 		return nil, b.explain(outer, "open", key, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{b: b, ctx: ctx, key: key, at: rng.Offset, resumes: b.opt.Resumes}
-	got, err := s.get(rng.Length)
+	v := version{b: b, key: key}
+	got, err := v.get(ctx, rng.Offset, rng.Length)
 	if err == nil {
 		var left int64
 		if left, err = rng.Cut(got.size); err == nil {
-			s.etag, s.size, s.left, s.conn = got.etag, got.size, left, got.conn
-			return &body{ctx: outer, cancel: cancel, where: b.where(key), info: infoOf(name, got.size, got.modified), src: s}, nil
+			v.etag, v.size = got.etag, got.size
+			return pieces.NewBody(pieces.BodyOptions{
+				Ctx: outer, Cancel: cancel, Where: b.where(key), Info: infoOf(name, got.size, got.modified), Known: true, Left: left,
+				Source: pieces.NewStream(ctx, pieces.StreamOptions{
+					At: rng.Offset, Left: left, Conn: got.conn, Open: v.resume,
+					Pace: plainly{pieces.NewTries(b.opt.Resumes, b.opt.RetryDelay, b.opt.MaxRetryDelay)},
+				}),
+			}), nil
 		}
 		got.conn.Close()
 	}
@@ -54,76 +54,23 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 	return nil, b.explain(outer, "open", key, err)
 }
 
-// body is what a caller of Open reads.
-type body struct {
-	ctx    context.Context // the caller's
-	cancel context.CancelFunc
-	where  string
-	info   storage.Info
-	src    *stream
-	err    error // the end
-	closed atomic.Bool
+// plainly leaves away what the SDK tells beside the error itself.
+type plainly struct{ *pieces.Tries }
+
+func (p plainly) Again(ctx context.Context, cause error) error {
+	err := p.Tries.Again(ctx, cause)
+	if err == cause && ctx.Err() == nil {
+		return errors.New(plain(cause))
+	}
+	return err
 }
 
-// Info implements storage.Describer.
-func (d *body) Info() (storage.Info, bool) { return d.info, true }
-
-func (d *body) Read(p []byte) (int, error) {
-	if d.closed.Load() {
-		return 0, d.isClosed()
-	}
-	if err := d.ctx.Err(); err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.where, err)
-	}
-	if d.err != nil {
-		return 0, d.err
-	}
-	n, err := d.src.Read(p)
-	switch {
-	case err == nil:
-		return n, nil
-	case d.ctx.Err() != nil:
-		d.err = fmt.Errorf("read %s: %w", d.where, d.ctx.Err())
-	case d.closed.Load():
-		d.err = d.isClosed()
-	case err != io.EOF:
-		d.err = fmt.Errorf("read %s, %d bytes before its end: %w: %w", d.where, d.src.left, io.ErrUnexpectedEOF, err)
-	default:
-		d.err = io.EOF
-	}
-	return n, d.err
-}
-
-func (d *body) isClosed() error { return fmt.Errorf("read %s: %w", d.where, errClosed) }
-
-// Close ends the body, also while a Read waits.
-func (d *body) Close() error {
-	d.closed.Store(true)
-	d.cancel()
-	d.src.close()
-	return nil
-}
-
-var errClosed = errors.New("the body is closed")
-
-// stream reads a part of one version of a blob over as many connections as it
-// takes. One goroutine reads; close may come from another.
-type stream struct {
+// version is one version of a blob.
+type version struct {
 	b    *Bucket
-	ctx  context.Context
 	key  string
 	etag azcore.ETag
 	size int64 // of the whole blob
-	at   int64 // offset of the next byte
-	left int64
-
-	resumes int   // left
-	failed  int   // times in a row
-	since   int64 // bytes since the last failure
-
-	mu     sync.Mutex
-	conn   io.ReadCloser
-	closed bool
 }
 
 // answer is what a request for a blob told.
@@ -134,25 +81,25 @@ type answer struct {
 	etag     azcore.ETag
 }
 
-// get asks for length bytes from s.at on; 0 is to the end.
-func (s *stream) get(length int64) (answer, error) {
+// get asks for length bytes from at on; 0 is to the end.
+func (v version) get(ctx context.Context, at, length int64) (answer, error) {
 	opt := &blob.DownloadStreamOptions{}
-	if length > math.MaxInt64-s.at {
+	if length > math.MaxInt64-at {
 		length = 0
 	}
-	opt.Range = blob.HTTPRange{Offset: s.at, Count: length}
-	if s.etag != "" {
-		opt.AccessConditions = &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfMatch: &s.etag}}
+	opt.Range = blob.HTTPRange{Offset: at, Count: length}
+	if v.etag != "" {
+		opt.AccessConditions = &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfMatch: &v.etag}}
 	}
-	out, err := s.b.client.NewBlobClient(s.key).DownloadStream((&call{streams: true}).with(s.ctx, s.b), opt)
+	out, err := v.b.client.NewBlobClient(v.key).DownloadStream((&call{streams: true}).with(ctx, v.b), opt)
 	if status(err) == http.StatusRequestedRangeNotSatisfiable {
-		return s.behind(err)
+		return v.behind(ctx, at, err)
 	}
 	if err != nil {
 		return answer{}, err
 	}
 	a := answer{conn: out.Body, modified: out.LastModified, etag: value(out.ETag)}
-	if err := a.measure(out.ContentLength, out.ContentRange, s.at, s.at > 0 || length > 0); err != nil {
+	if err := a.measure(out.ContentLength, out.ContentRange, at, at > 0 || length > 0); err != nil {
 		a.conn.Close()
 		return answer{}, err
 	}
@@ -186,16 +133,16 @@ func (a *answer) measure(told *int64, span *string, at int64, part bool) error {
 
 // behind answers a range that starts at the blob's end, which Azure refuses,
 // or behind it.
-func (s *stream) behind(cause error) (answer, error) {
-	h, err := s.b.client.NewBlobClient(s.key).GetProperties(s.ctx, nil)
+func (v version) behind(ctx context.Context, at int64, cause error) (answer, error) {
+	h, err := v.b.client.NewBlobClient(v.key).GetProperties(ctx, nil)
 	if err != nil {
 		return answer{}, err
 	}
-	if s.etag != "" && s.etag != value(h.ETag) {
+	if v.etag != "" && v.etag != value(h.ETag) {
 		return answer{}, errReplaced
 	}
 	size := value(h.ContentLength)
-	if s.at < size {
+	if at < size {
 		return answer{}, fmt.Errorf("the blob grew while it was opened (%s)", plain(cause))
 	}
 	return answer{conn: http.NoBody, size: size, modified: h.LastModified, etag: value(h.ETag)}, nil
@@ -203,118 +150,19 @@ func (s *stream) behind(cause error) (answer, error) {
 
 var errReplaced = fmt.Errorf("the blob was replaced while it was read: %w", storage.ErrPermanent)
 
-func (s *stream) Read(p []byte) (int, error) {
-	for {
-		s.mu.Lock()
-		c, closed := s.conn, s.closed
-		s.mu.Unlock()
-		if closed {
-			return 0, errClosed
-		}
-		if s.left == 0 {
-			return 0, io.EOF
-		}
-		n, err := c.Read(p[:min(int64(len(p)), s.left)])
-		s.at += int64(n)
-		s.left -= int64(n)
-		s.since += int64(n)
-		if n > 0 || err == nil {
-			return n, nil // an error comes again, or is of no matter
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err := s.resume(err); err != nil {
-			return 0, err
-		}
+// resume opens another connection to the same version.
+func (v version) resume(ctx context.Context, at, left int64) (io.ReadCloser, error) {
+	got, err := v.get(ctx, at, left)
+	switch {
+	case status(err) == http.StatusPreconditionFailed || notFound(err):
+		return nil, pieces.Stop(errReplaced)
+	case err != nil && (v.b.wayOut(err) != "" || errors.Is(err, storage.ErrPermanent)):
+		return nil, pieces.Stop(v.b.explain(ctx, "read", v.key, err))
+	case err != nil:
+		return nil, err
+	case got.size != v.size:
+		got.conn.Close()
+		return nil, pieces.Stop(fmt.Errorf("the store told %d bytes and now tells %d of the same blob: %w", v.size, got.size, storage.ErrPermanent))
 	}
-}
-
-// resume goes on behind the last byte read, over another connection.
-func (s *stream) resume(cause error) error {
-	s.replace(nil)
-	if s.since >= resumeProgress {
-		s.resumes, s.failed = s.b.opt.Resumes, 0
-	}
-	s.since = 0
-	for {
-		if err := s.ctx.Err(); err != nil {
-			return err
-		}
-		if s.resumes <= 0 {
-			return errors.New(plain(cause))
-		}
-		s.resumes--
-		s.failed++
-		if err := sleep(s.ctx, pause(s.failed, s.b.opt.RetryDelay, s.b.opt.MaxRetryDelay)); err != nil {
-			return err
-		}
-		got, err := s.get(s.left)
-		if status(err) == http.StatusPreconditionFailed || notFound(err) {
-			return errReplaced
-		}
-		if err != nil {
-			if s.b.wayOut(err) != "" || errors.Is(err, storage.ErrPermanent) {
-				return s.b.explain(s.ctx, "read", s.key, err)
-			}
-			cause = err
-			continue
-		}
-		if got.size != s.size {
-			got.conn.Close()
-			return fmt.Errorf("the store told %d bytes and now tells %d of the same blob: %w", s.size, got.size, storage.ErrPermanent)
-		}
-		if !s.replace(got.conn) {
-			return errClosed
-		}
-		return nil
-	}
-}
-
-// replace closes the present connection and sets the next; false when the
-// stream is closed.
-func (s *stream) replace(c io.ReadCloser) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil {
-		s.conn.Close() // broken already
-	}
-	s.conn = c
-	if s.closed && c != nil {
-		c.Close()
-		s.conn = nil
-	}
-	return !s.closed
-}
-
-func (s *stream) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	if s.conn != nil {
-		// What it says is of no matter: nothing more is wanted of it.
-		s.conn.Close()
-		s.conn = nil
-	}
-}
-
-// pause before try n+1: shortest x 2^(n-1) up to longest, less up to a half
-// by chance.
-func pause(n int, shortest, longest time.Duration) time.Duration {
-	d := longest
-	if n = max(n, 1) - 1; n < 32 && shortest<<n > 0 && shortest<<n < longest {
-		d = shortest << n
-	}
-	return d/2 + rand.N(d/2+1)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return got.conn, nil
 }

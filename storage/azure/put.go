@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // markKey is the metadata in which a Put leaves its random mark, where it may
@@ -51,12 +52,12 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 		return storage.Info{}, b.explain(ctx, "put", key, err)
 	}
 	p := &put{b: b, name: name, key: key, client: b.client.NewBlockBlobClient(key), ifAbsent: opt.IfAbsent}
-	first := &content{pool: &b.pool}
-	defer first.release()
-	src := &source{r: r}
-	more, err := first.fill(src, b.blocks.size(1))
+	first := pieces.NewContent(b.pool)
+	defer first.Release()
+	src := pieces.NewSource(r, nil)
+	more, err := first.Fill(ctx, src, b.blocks.Size(1))
 	if err != nil {
-		return storage.Info{}, p.readError(err)
+		return storage.Info{}, p.fails(ctx, err)
 	}
 	if more || p.ifAbsent {
 		p.mark = rand.Text()
@@ -76,8 +77,13 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 	return infoOf(name, p.size, &at), nil
 }
 
-func (p *put) readError(err error) error {
-	return fmt.Errorf("put %s: read its content: %w", p.b.where(p.key), err)
+// fails words what ends a Put beside the store.
+func (p *put) fails(ctx context.Context, err error) error {
+	var read *pieces.ReadError
+	if ctx.Err() != nil && !errors.As(err, &read) {
+		return p.b.explain(ctx, "put", p.key, ctx.Err())
+	}
+	return fmt.Errorf("put %s: %w", p.b.where(p.key), err)
 }
 
 func (p *put) exists() error {
@@ -101,12 +107,12 @@ func (p *put) metadata() map[string]*string {
 }
 
 // single stores c in one request; it returns the store's time.
-func (p *put) single(ctx context.Context, c *content) (time.Time, error) {
-	p.size = c.size
-	body := c.reader()
+func (p *put) single(ctx context.Context, c *pieces.Content) (time.Time, error) {
+	p.size = c.Size()
+	body := c.Reader(0, nil)
 	defer body.Close()
 	out, err := p.client.Upload((&call{body: c}).with(ctx, p.b), body, &blockblob.UploadOptions{
-		Metadata: p.metadata(), AccessConditions: p.conditions(), TransactionalValidation: c.sum(p.b.opt.Checksum),
+		Metadata: p.metadata(), AccessConditions: p.conditions(), TransactionalValidation: sumOf(c, p.b.opt.Checksum),
 	})
 	if err != nil {
 		return p.refused(ctx, err, found{})
@@ -115,7 +121,7 @@ func (p *put) single(ctx context.Context, c *content) (time.Time, error) {
 }
 
 // large stores first and the rest of src in blocks.
-func (p *put) large(ctx context.Context, first *content, src *source) (time.Time, error) {
+func (p *put) large(ctx context.Context, first *pieces.Content, src *pieces.Source) (time.Time, error) {
 	// An existing blob is refused before gigabytes are sent; and what is
 	// there now tells later who threw our blocks away.
 	before, err := p.look(ctx)
@@ -129,7 +135,7 @@ func (p *put) large(ctx context.Context, first *content, src *source) (time.Time
 	if err := u.run(ctx, first, src); err != nil {
 		return time.Time{}, err
 	}
-	p.size = src.size
+	p.size = src.Size()
 	if err := ctx.Err(); err != nil {
 		return time.Time{}, p.b.explain(ctx, "put", p.key, err)
 	}

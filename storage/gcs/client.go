@@ -77,7 +77,7 @@ func (b *Bucket) do(ctx context.Context, r *request) (answer, error) {
 		if err == nil {
 			return a, nil
 		}
-		if err := t.again(ctx, err); err != nil {
+		if err := t.Again(ctx, err); err != nil {
 			return a, err
 		}
 	}
@@ -251,12 +251,12 @@ type tries struct {
 
 func (b *Bucket) newTries() *tries {
 	t := &tries{b: b}
-	t.reset()
+	t.Reset()
 	return t
 }
 
-// reset starts the count anew: something got further.
-func (t *tries) reset() {
+// Reset starts the count anew: something got further.
+func (t *tries) Reset() {
 	t.failed = 0
 	t.pauses = backoff.ExponentialBackOff{
 		InitialInterval:     t.b.opt.MinRetryDelay,
@@ -267,9 +267,9 @@ func (t *tries) reset() {
 	t.pauses.Reset()
 }
 
-// again takes a failure and pauses: nil is another try, else the request ends
+// Again takes a failure and pauses: nil is another try, else the request ends
 // with the error.
-func (t *tries) again(ctx context.Context, err error) error {
+func (t *tries) Again(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx, err)
 	}

@@ -50,7 +50,7 @@ type Bucket struct {
 	endpoint string // scheme and host
 	client   *http.Client
 	tokens   oauth2.TokenSource // nil sends no Authorization
-	mem      memory
+	mem      *memory
 	page     int // names asked for in one listing request
 
 	seen atomic.Bool // the bucket was seen to exist

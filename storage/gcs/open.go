@@ -2,6 +2,7 @@ package gcs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -10,16 +11,11 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
-
-// resumeProgress is how many bytes reset the count of resumptions, as in
-// storage/retry.
-const resumeProgress = 1 << 20
 
 // Open implements storage.Bucket. The body is a storage.Describer.
 //
@@ -37,17 +33,22 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 	}
 	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{b: b, ctx: ctx, key: key, at: rng.Offset, tries: b.newTries()}
-	got, err := s.open(rng.Length)
+	v := version{b: b, key: key, tries: b.newTries()}
+	got, err := v.open(ctx, rng.Offset, rng.Length)
 	if err == nil {
 		var left int64
 		if left, err = rng.Cut(got.size); err == nil {
-			s.generation, s.size, s.left, s.conn = got.generation, got.size, left, got.conn
-			return &body{
-				ctx: outer, cancel: cancel, where: b.where(key), src: s, left: left, crc: got.crc, check: got.whole && got.summed,
-				info:  storage.Info{Name: name, Size: got.size, Modified: got.modified.Truncate(time.Second)},
-				known: got.dated,
-			}, nil
+			v.generation, v.size = got.generation, got.size
+			body := pieces.BodyOptions{
+				Ctx: outer, Cancel: cancel, Where: b.where(key), Left: left,
+				Info:   storage.Info{Name: name, Size: got.size, Modified: got.modified.Truncate(time.Second)},
+				Known:  got.dated,
+				Source: pieces.NewStream(ctx, pieces.StreamOptions{At: rng.Offset, Left: left, Conn: got.conn, Open: v.resume, Pace: v.tries}),
+			}
+			if got.whole && got.summed {
+				body.Sum = &pieces.Sum{Name: "CRC32C", Hash: crc32.New(castagnoli), Want: binary.BigEndian.AppendUint32(nil, got.crc)}
+			}
+			return pieces.NewBody(body), nil
 		}
 		got.conn.Close()
 	}
@@ -58,84 +59,13 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 	return nil, b.missing(outer, b.explain(outer, "open", key, err))
 }
 
-// body is what a caller of Open reads.
-type body struct {
-	ctx    context.Context // the caller's
-	cancel context.CancelFunc
-	where  string
-	info   storage.Info
-	known  bool
-	src    *stream
-
-	left  int64
-	check bool
-	crc   uint32 // the store's
-	have  uint32
-	err   error // the end
-
-	closed atomic.Bool
-}
-
-// Info implements storage.Describer.
-func (d *body) Info() (storage.Info, bool) { return d.info, d.known }
-
-func (d *body) Read(p []byte) (int, error) {
-	if d.closed.Load() {
-		return 0, fmt.Errorf("read %s: the body is closed", d.where)
-	}
-	if err := d.ctx.Err(); err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.where, err)
-	}
-	if d.err != nil {
-		return 0, d.err
-	}
-	n, err := d.src.Read(p)
-	d.left -= int64(n)
-	if d.check {
-		d.have = crc32.Update(d.have, castagnoli, p[:n])
-	}
-	switch {
-	case err == nil:
-		return n, nil
-	case d.ctx.Err() != nil:
-		d.err = fmt.Errorf("read %s: %w", d.where, d.ctx.Err())
-	case d.closed.Load():
-		d.err = fmt.Errorf("read %s: the body is closed", d.where)
-	case err != io.EOF:
-		d.err = fmt.Errorf("read %s, %d bytes before its end: %w: %w", d.where, d.left, io.ErrUnexpectedEOF, err)
-	case d.check && d.have != d.crc:
-		d.err = fmt.Errorf("read %s: its bytes have the CRC32C %08x, the store keeps %08x: they are damaged; read it again, and if that does not help restore the object from elsewhere: %w",
-			d.where, d.have, d.crc, storage.ErrPermanent)
-	default:
-		d.err = io.EOF
-	}
-	return n, d.err
-}
-
-// Close ends the body, also while a Read waits.
-func (d *body) Close() error {
-	d.closed.Store(true)
-	d.cancel()
-	return d.src.Close()
-}
-
-// stream reads a part of one generation of an object over as many connections
-// as it takes. One goroutine reads; Close may come from another.
-type stream struct {
+// version is one generation of an object.
+type version struct {
 	b          *Bucket
-	ctx        context.Context
 	key        string
 	generation int64 // 0 before it is known
 	size       int64 // of the whole object
-	at         int64 // offset of the next byte
-	left       int64
-
-	tries *tries
-	since int64 // bytes since the last failure
-
-	mu     sync.Mutex
-	conn   *conn
-	closed bool
+	tries      *tries
 }
 
 // media is what a download told at its start.
@@ -150,37 +80,37 @@ type media struct {
 	dated      bool // modified is known
 }
 
-// open gets length bytes from s.at on, with retries; 0 is to the end.
-func (s *stream) open(length int64) (media, error) {
-	limited, cancel := s.b.limited(s.ctx)
+// open gets length bytes from at on, with retries; 0 is to the end.
+func (v version) open(ctx context.Context, at, length int64) (media, error) {
+	limited, cancel := v.b.limited(ctx)
 	defer cancel()
 	for {
-		m, err := s.get(length)
+		m, err := v.get(ctx, at, length)
 		if err == nil {
 			return m, nil
 		}
-		if err := s.tries.again(limited, err); err != nil {
+		if err := v.tries.Again(limited, err); err != nil {
 			return media{}, err
 		}
 	}
 }
 
-func (s *stream) get(length int64) (media, error) {
+func (v version) get(ctx context.Context, at, length int64) (media, error) {
 	query := url.Values{"alt": {"media"}}
-	if s.generation != 0 {
-		query.Set("generation", strconv.FormatInt(s.generation, 10))
+	if v.generation != 0 {
+		query.Set("generation", strconv.FormatInt(v.generation, 10))
 	}
 	// Else the store would unpack an object that somebody labelled as gzip,
 	// and net/http would too.
 	header := http.Header{"Accept-Encoding": {"gzip"}}
-	part := s.at > 0 || length > 0
+	part := at > 0 || length > 0
 	switch {
-	case length > 0 && length <= math.MaxInt64-s.at:
-		header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.at, s.at+length-1))
+	case length > 0 && length <= math.MaxInt64-at:
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", at, at+length-1))
 	case part:
-		header.Set("Range", fmt.Sprintf("bytes=%d-", s.at))
+		header.Set("Range", fmt.Sprintf("bytes=%d-", at))
 	}
-	res, c, err := s.b.send(s.ctx, &request{method: http.MethodGet, url: s.b.objectURL(s.key, query), header: header, secret: true})
+	res, c, err := v.b.send(ctx, &request{method: http.MethodGet, url: v.b.objectURL(v.key, query), header: header, secret: true})
 	if err != nil {
 		return media{}, err
 	}
@@ -188,12 +118,12 @@ func (s *stream) get(length int64) (media, error) {
 		text, _ := io.ReadAll(io.LimitReader(c, 4<<10)) // a reason that breaks off is still one
 		c.Close()
 		if res.StatusCode == http.StatusRequestedRangeNotSatisfiable {
-			return s.behind()
+			return v.behind(ctx, at)
 		}
 		return media{}, newAPIError(res, text)
 	}
 	m := media{conn: c, whole: !part}
-	if err := m.read(res, s.at); err != nil {
+	if err := m.read(res, at); err != nil {
 		c.Close()
 		return media{}, err
 	}
@@ -235,15 +165,15 @@ func (m *media) read(res *http.Response, at int64) error {
 
 // behind answers a range that starts at the object's end, which the store
 // refuses, or behind it.
-func (s *stream) behind() (media, error) {
-	o, err := s.b.stat(s.ctx, s.key, s.generation)
+func (v version) behind(ctx context.Context, at int64) (media, error) {
+	o, err := v.b.stat(ctx, v.key, v.generation)
 	if err != nil {
 		return media{}, err
 	}
-	if s.at < o.Size {
+	if at < o.Size {
 		return media{}, errors.New("the object grew while it was opened")
 	}
-	c := newConn(func(error) {}, s.b.opt.StallTimeout)
+	c := newConn(func(error) {}, v.b.opt.StallTimeout)
 	c.watch.Stop()
 	c.rc = http.NoBody
 	return media{conn: c, size: o.Size, generation: o.Generation, modified: o.Created, dated: true}, nil
@@ -251,85 +181,22 @@ func (s *stream) behind() (media, error) {
 
 var errReplaced = fmt.Errorf("the object was replaced or deleted while it was read: %w", storage.ErrPermanent)
 
-var errClosed = errors.New("the body is closed")
-
-func (s *stream) Read(p []byte) (int, error) {
-	for {
-		s.mu.Lock()
-		c, closed := s.conn, s.closed
-		s.mu.Unlock()
-		if closed {
-			return 0, errClosed
-		}
-		if s.left == 0 {
-			return 0, io.EOF
-		}
-		n, err := c.Read(p[:min(int64(len(p)), s.left)])
-		s.at += int64(n)
-		s.left -= int64(n)
-		s.since += int64(n)
-		if n > 0 || err == nil {
-			return n, nil // an error comes again, or is of no matter
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err := s.resume(err); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// resume goes on behind the last byte read, over another connection.
-func (s *stream) resume(cause error) error {
-	s.replace(nil)
-	if s.since >= resumeProgress {
-		s.tries.reset()
-	}
-	s.since = 0
-	if err := s.tries.again(s.ctx, cause); err != nil {
-		return err
-	}
-	m, err := s.open(s.left)
+// resume opens another connection to the same generation.
+func (v version) resume(ctx context.Context, at, left int64) (io.ReadCloser, error) {
+	m, err := v.open(ctx, at, left)
 	if status(err) == http.StatusNotFound {
-		return errReplaced
+		return nil, pieces.Stop(errReplaced)
 	}
 	if err != nil {
+		// open has tried often enough.
 		if way := wayOut(err); way != "" {
-			return fmt.Errorf("%w: %s: %w", err, way, storage.ErrPermanent)
+			err = fmt.Errorf("%w: %s: %w", err, way, storage.ErrPermanent)
 		}
-		return err
+		return nil, pieces.Stop(err)
 	}
-	if m.generation != s.generation || m.size != s.size {
+	if m.generation != v.generation || m.size != v.size {
 		m.conn.Close()
-		return errReplaced
+		return nil, pieces.Stop(errReplaced)
 	}
-	s.replace(m.conn)
-	return nil
-}
-
-// replace closes the present connection and sets the next.
-func (s *stream) replace(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil {
-		s.conn.Close() // it is broken, or done
-	}
-	s.conn = c
-	if s.closed && c != nil {
-		c.Close()
-		s.conn = nil
-	}
-}
-
-func (s *stream) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	if s.conn == nil {
-		return nil
-	}
-	c := s.conn
-	s.conn = nil
-	return c.Close()
+	return m.conn, nil
 }

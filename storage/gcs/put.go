@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/url"
 	"time"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 const (
@@ -52,18 +54,19 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 	b.mem.begin()
 	defer b.mem.end()
 	p := &put{b: b, key: key, ifAbsent: opt.IfAbsent}
-	first := &content{mem: &b.mem}
-	defer first.release()
-	src := &source{r: r}
-	more, err := first.fill(ctx, src)
+	first := pieces.NewContent(b.mem.pool)
+	defer first.Release()
+	whole := crc32.New(castagnoli)
+	src := pieces.NewSource(r, whole)
+	more, err := first.Fill(ctx, src, b.mem.share())
 	if err != nil {
 		return storage.Info{}, p.fails(ctx, err)
 	}
 	var done *object
 	if more {
-		done, err = p.large(ctx, first, src)
+		done, err = p.large(ctx, first, src, whole)
 	} else {
-		p.size, p.crc = src.size, src.crc
+		p.size, p.crc = src.Size(), whole.Sum32()
 		done, err = p.single(ctx, first)
 	}
 	if err == nil {
@@ -78,7 +81,7 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 
 // fails explains an error of a Put.
 func (p *put) fails(ctx context.Context, err error) error {
-	var read *readError
+	var read *pieces.ReadError
 	if errors.As(err, &read) || errors.Is(err, storage.ErrExist) {
 		return fmt.Errorf("put %s: %w", p.b.where(p.key), err)
 	}
@@ -131,7 +134,7 @@ func (p *put) uploadURL(kind string) string {
 // single stores an object by one request, which holds its description, with the
 // sum, and its bytes:
 // https://cloud.google.com/storage/docs/uploading-objects#uploading-an-object
-func (p *put) single(ctx context.Context, c *content) (*object, error) {
+func (p *put) single(ctx context.Context, c *pieces.Content) (*object, error) {
 	if p.ifAbsent {
 		p.mark = rand.Text()
 	}
@@ -144,9 +147,9 @@ func (p *put) single(ctx context.Context, c *content) (*object, error) {
 	a, err := p.b.do(ctx, &request{
 		method: http.MethodPost, url: p.uploadURL("multipart"), secret: true, into: done,
 		header: http.Header{"Content-Type": {"multipart/related; boundary=" + boundary}},
-		size:   int64(head.Len()) + c.size + int64(len(tail)),
+		size:   int64(head.Len()) + c.Size() + int64(len(tail)),
 		body: func(touch func()) io.ReadCloser {
-			r := c.reader(0, touch)
+			r := c.Reader(0, touch)
 			return struct {
 				io.Reader
 				io.Closer

@@ -6,12 +6,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // session is a resumable upload. The store takes its bytes in order, keeps
@@ -28,7 +30,7 @@ var errLost = errors.New("the store has lost the upload session or a part of it:
 
 // large uploads first and the rest of src. One chunk is sent while the next is
 // read.
-func (p *put) large(ctx context.Context, first *content, src *source) (*object, error) {
+func (p *put) large(ctx context.Context, first *pieces.Content, src *pieces.Source, whole hash.Hash32) (*object, error) {
 	// Looked for before gigabytes are sent; the store decides at the end.
 	if p.ifAbsent {
 		switch _, err := p.b.stat(ctx, p.key, 0); {
@@ -43,7 +45,7 @@ func (p *put) large(ctx context.Context, first *content, src *source) (*object, 
 	err := s.begin(ctx)
 	var done *object
 	if err == nil {
-		done, err = s.run(ctx, first, src)
+		done, err = s.run(ctx, first, src, whole)
 	}
 	if err != nil {
 		s.abort(ctx)
@@ -56,16 +58,16 @@ type sent struct {
 	err  error
 }
 
-func (s *session) run(ctx context.Context, c *content, src *source) (*object, error) {
+func (s *session) run(ctx context.Context, c *pieces.Content, src *pieces.Source, whole hash.Hash32) (*object, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	for more := true; ; {
 		out := make(chan sent, 1)
 		last := !more
 		if last {
-			s.size, s.crc = src.size, src.crc
+			s.size, s.crc = src.Size(), whole.Sum32()
 		}
-		go func(c *content) {
+		go func(c *pieces.Content) {
 			done, err := s.send(ctx, c, last)
 			if err != nil {
 				cancel(err)
@@ -74,22 +76,22 @@ func (s *session) run(ctx context.Context, c *content, src *source) (*object, er
 		}(c)
 		if last {
 			result := <-out
-			c.release()
+			c.Release()
 			return result.done, result.err
 		}
-		next := &content{mem: c.mem}
+		next := pieces.NewContent(s.b.mem.pool)
 		var err error
-		if more, err = next.fill(ctx, src); err != nil {
+		if more, err = next.Fill(ctx, src, s.b.mem.share()); err != nil {
 			cancel(err)
 		}
 		result := <-out
 		// The first failure is the cause of the other.
 		if err = errors.Join(err, result.err); err != nil {
-			c.release()
-			next.release()
+			c.Release()
+			next.Release()
 			return nil, context.Cause(ctx)
 		}
-		c.release()
+		c.Release()
 		c = next
 	}
 }
@@ -118,7 +120,7 @@ func (s *session) begin(ctx context.Context) error {
 
 // send has the store take a chunk, the one behind what it has. The last one
 // makes the object.
-func (s *session) send(ctx context.Context, c *content, last bool) (*object, error) {
+func (s *session) send(ctx context.Context, c *pieces.Content, last bool) (*object, error) {
 	ctx, cancel := s.b.limited(ctx)
 	defer cancel()
 	start, tries, attempts := s.at, s.b.newTries(), 0
@@ -131,24 +133,24 @@ func (s *session) send(ctx context.Context, c *content, last bool) (*object, err
 		switch {
 		case err == nil && done != nil:
 			if !last {
-				return nil, fmt.Errorf("the store ended the upload after %d bytes", start+c.size)
+				return nil, fmt.Errorf("the store ended the upload after %d bytes", start+c.Size())
 			}
 			return done, nil
-		case err == nil && (s.at < start || s.at > start+c.size):
+		case err == nil && (s.at < start || s.at > start+c.Size()):
 			return nil, fmt.Errorf("%w (it has %d bytes, and had %d)", errLost, s.at, before)
-		case err == nil && !last && s.at == start+c.size:
+		case err == nil && !last && s.at == start+c.Size():
 			return nil, nil
 		case err == nil:
 			// It kept a part of what was sent, or it told what it has: go on
 			// from there.
 			if s.at > before {
-				tries.reset()
+				tries.Reset()
 			}
 			if ask || s.at > before {
 				ask = false
 				continue
 			}
-			err = fmt.Errorf("%w: it has %d bytes after %d were sent", errIdle, s.at, start+c.size)
+			err = fmt.Errorf("%w: it has %d bytes after %d were sent", errIdle, s.at, start+c.Size())
 		case gone:
 			// The last answer may have been lost, and the session with it.
 			if last {
@@ -168,7 +170,7 @@ func (s *session) send(ctx context.Context, c *content, last bool) (*object, err
 		case status(err) == http.StatusPreconditionFailed:
 			return s.refused(ctx, attempts, err)
 		}
-		if err := tries.again(ctx, err); err != nil {
+		if err := tries.Again(ctx, err); err != nil {
 			return nil, err
 		}
 		ask = true
@@ -182,7 +184,7 @@ var errIdle = errors.New("the store took nothing of the chunk")
 
 // push sends what the store does not have of a chunk, or asks what it has. It
 // gives the object when that is made, and else moves s.at.
-func (s *session) push(ctx context.Context, c *content, start int64, last, ask bool) (*object, error) {
+func (s *session) push(ctx context.Context, c *pieces.Content, start int64, last, ask bool) (*object, error) {
 	total := "*"
 	header := http.Header{}
 	if last {
@@ -192,15 +194,15 @@ func (s *session) push(ctx context.Context, c *content, start int64, last, ask b
 	}
 	done := new(object)
 	r := &request{method: http.MethodPut, url: s.url, header: header, secret: true, into: done, unfinished: true}
-	if rest := start + c.size - s.at; ask || rest == 0 {
+	if rest := start + c.Size() - s.at; ask || rest == 0 {
 		// Of all bytes, this also makes the object.
 		header.Set("Content-Range", "bytes */"+total)
 		r.body = func(func()) io.ReadCloser { return http.NoBody }
 	} else {
 		from := s.at - start
-		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%s", s.at, start+c.size-1, total))
+		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%s", s.at, start+c.Size()-1, total))
 		r.size = rest
-		r.body = func(touch func()) io.ReadCloser { return c.reader(from, touch) }
+		r.body = func(touch func()) io.ReadCloser { return c.Reader(from, touch) }
 	}
 	a, err := s.b.once(ctx, r)
 	if err != nil {

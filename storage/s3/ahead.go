@@ -2,8 +2,11 @@ package s3
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
+
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // ahead reads an object in ranges, several at once, and gives their bytes in
@@ -16,9 +19,9 @@ type ahead struct {
 	free   chan struct{} // one for each piece that may be under way or waiting
 	all    sync.WaitGroup
 
-	mu     sync.Mutex // held by Read
-	first  *stream    // until its part of the object is read
-	cur    *contentReader
+	mu     sync.Mutex     // held by Read
+	first  *pieces.Stream //  until its part of the object is read
+	cur    *pieces.Reader
 	has    *piece
 	closed bool
 }
@@ -26,18 +29,19 @@ type ahead struct {
 // piece is one range: its content is complete, or err is set, when done is
 // closed.
 type piece struct {
-	content *content
+	content *pieces.Content
 	err     error
 	done    chan struct{}
 }
 
-// newAhead takes over s, which stands at its first byte.
-func newAhead(s *stream, size int64, parallel int) *ahead {
-	ctx, cancel := context.WithCancel(s.ctx)
-	a := &ahead{cancel: cancel, first: s, pieces: make(chan *piece, parallel), free: make(chan struct{}, parallel-1)}
-	from, end := s.at+size, s.at+s.left
-	s.left = size
-	s.conn.whole = false
+// newAhead reads left bytes of v from offset at on; conn stands at the first.
+func newAhead(ctx context.Context, v version, conn *conn, at, left int64) *ahead {
+	size, parallel := v.b.opt.ReadRange, v.b.opt.ReadParallel
+	conn.whole = false
+	first := v.stream(ctx, at, size, conn)
+	ctx, cancel := context.WithCancel(ctx)
+	a := &ahead{cancel: cancel, first: first, pieces: make(chan *piece, parallel), free: make(chan struct{}, parallel-1)}
+	from, end := at+size, at+left
 	a.all.Go(func() {
 		defer close(a.pieces)
 		for at := from; at < end; at += size {
@@ -46,11 +50,11 @@ func newAhead(s *stream, size int64, parallel int) *ahead {
 			case <-ctx.Done():
 				return
 			}
-			p := &piece{content: &content{pool: &s.b.pool}, done: make(chan struct{})}
-			part := &stream{b: s.b, ctx: ctx, key: s.key, etag: s.etag, size: s.size, at: at, left: min(size, end-at), resumes: s.b.opt.Resumes}
+			p := &piece{content: pieces.NewContent(v.b.pool), done: make(chan struct{})}
+			part := v.stream(ctx, at, min(size, end-at), nil)
 			a.all.Go(func() {
 				defer close(p.done)
-				p.err = part.readInto(p.content)
+				p.err = readInto(ctx, p.content, part)
 			})
 			a.pieces <- p
 		}
@@ -59,19 +63,14 @@ func newAhead(s *stream, size int64, parallel int) *ahead {
 }
 
 // readInto reads the stream to its end, which it must reach.
-func (s *stream) readInto(c *content) error {
+func readInto(ctx context.Context, c *pieces.Content, s *pieces.Stream) error {
 	defer s.Close()
-	got, err := s.get(s.ctx, s.left)
-	if err != nil {
-		// As if a connection had broken before its first byte.
-		if err := s.resume(err); err != nil {
-			return err
-		}
-	} else {
-		s.replace(got.conn)
+	more, err := c.Fill(ctx, pieces.NewSource(s, nil), s.Left())
+	var read *pieces.ReadError
+	if errors.As(err, &read) {
+		return read.Err
 	}
-	more, err := c.fill(&source{r: s}, s.left)
-	if err == nil && (more || s.left != 0) {
+	if err == nil && (more || s.Left() != 0) {
 		err = io.ErrUnexpectedEOF
 	}
 	return err
@@ -83,7 +82,7 @@ func (a *ahead) Read(p []byte) (int, error) {
 	for {
 		switch {
 		case a.closed:
-			return 0, errClosed
+			return 0, pieces.ErrClosed
 		case a.first != nil:
 			n, err := a.first.Read(p)
 			if err != io.EOF {
@@ -97,7 +96,7 @@ func (a *ahead) Read(p []byte) (int, error) {
 				return n, err
 			}
 			a.cur = nil
-			a.has.content.release()
+			a.has.content.Release()
 			a.has = nil
 			<-a.free
 		default:
@@ -107,10 +106,10 @@ func (a *ahead) Read(p []byte) (int, error) {
 			}
 			<-next.done
 			if next.err != nil {
-				next.content.release()
+				next.content.Release()
 				return 0, next.err
 			}
-			a.has, a.cur = next, next.content.reader(func() {})
+			a.has, a.cur = next, next.content.Reader(0, nil)
 		}
 	}
 }
@@ -130,10 +129,10 @@ func (a *ahead) Close() error {
 	}
 	for p := range a.pieces {
 		<-p.done
-		p.content.release()
+		p.content.Release()
 	}
 	if a.has != nil {
-		a.has.content.release()
+		a.has.content.Release()
 	}
 	a.all.Wait()
 	return nil

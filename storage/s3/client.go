@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -30,6 +29,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 	"github.com/walherd/walherd/storage/yciam"
 )
 
@@ -233,21 +233,11 @@ func newRetryer(o *Options) aws.Retryer {
 		s.Retryables = append([]retry.IsErrorRetryable{again{}}, s.Retryables...)
 		s.Backoff = retry.BackoffDelayerFunc(func(n int, err error) (time.Duration, error) {
 			if throttle.IsErrorThrottle(err) == aws.TrueTernary {
-				return pause(n, o.MinThrottleDelay, o.MaxThrottleDelay), nil
+				return pieces.Pause(n, o.MinThrottleDelay, o.MaxThrottleDelay), nil
 			}
-			return pause(n, o.MinRetryDelay, o.MaxRetryDelay), nil
+			return pieces.Pause(n, o.MinRetryDelay, o.MaxRetryDelay), nil
 		})
 	})
-}
-
-// pause before try n+1: shortest x 2^(n-1) up to longest, less up to a half
-// by chance, so that many clients do not come back at once.
-func pause(n int, shortest, longest time.Duration) time.Duration {
-	d := longest
-	if n = max(n, 1) - 1; n < 32 && shortest<<n > 0 && shortest<<n < longest {
-		d = shortest << n
-	}
-	return d/2 + rand.N(d/2+1)
 }
 
 type throttled struct{}
@@ -304,7 +294,7 @@ func code(err error) string {
 // call is one operation on its way through the SDK's retries.
 type call struct {
 	// body is what each try sends; nil is none of ours.
-	body *content
+	body *pieces.Content
 	// patience multiplies the stall limit; 0 is 1.
 	patience time.Duration
 	// streams: the answer's body is read after the operation returned.
@@ -347,18 +337,18 @@ func (a attempt) HandleFinalize(ctx context.Context, in middleware.FinalizeInput
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	watch := time.AfterFunc(limit, func() { cancel(errStalled) })
+	watch := time.AfterFunc(limit, func() { cancel(pieces.ErrStalled) })
 	defer watch.Stop()
 
-	var body *contentReader
+	var body *pieces.Reader
 	if c.body != nil {
 		req, ok := in.Request.(*smithyhttp.Request)
 		if !ok {
 			cancel(nil)
 			return middleware.FinalizeOutput{}, middleware.Metadata{}, fmt.Errorf("unknown request type %T", in.Request)
 		}
-		body = c.body.reader(func() { watch.Reset(limit) })
-		defer body.close()
+		body = c.body.Reader(0, func() { watch.Reset(limit) })
+		defer body.Close()
 		req, err := req.SetStream(body)
 		if err != nil {
 			cancel(nil)
@@ -368,7 +358,7 @@ func (a attempt) HandleFinalize(ctx context.Context, in middleware.FinalizeInput
 	}
 	if c.lasting {
 		defer context.AfterFunc(outer, func() {
-			if body != nil && !body.stop() {
+			if body != nil && !body.Stop() {
 				cancel(outer.Err())
 				return
 			}
@@ -377,7 +367,7 @@ func (a attempt) HandleFinalize(ctx context.Context, in middleware.FinalizeInput
 		})()
 	}
 	out, metadata, err := next.HandleFinalize(ctx, in)
-	if err != nil && context.Cause(ctx) == errStalled {
+	if err != nil && context.Cause(ctx) == pieces.ErrStalled {
 		// Not wrapped: the SDK takes a cancelled request for the caller's
 		// wish.
 		err = &stalledError{after: limit, err: err}
@@ -387,8 +377,6 @@ func (a attempt) HandleFinalize(ctx context.Context, in middleware.FinalizeInput
 	}
 	return out, metadata, err
 }
-
-var errStalled = errors.New("stalled")
 
 type stalledError struct {
 	after time.Duration

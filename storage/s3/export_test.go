@@ -10,9 +10,8 @@ import (
 // Memory tells how many bytes of uploads and read-ahead are held now, and how
 // many were at most.
 func (b *Bucket) Memory() (now, peak int64) {
-	b.pool.mu.Lock()
-	defer b.pool.mu.Unlock()
-	return b.pool.used, b.pool.peak
+	now, peak, _ = b.pool.Used()
+	return now, peak
 }
 
 // BudgetFree tells whether all of the upload budget was given back.
@@ -47,13 +46,10 @@ func (b *Bucket) Client() *awss3.Client { return b.client }
 
 // PartSizes are the sizes of all parts an upload may have.
 func PartSizes(base int64, count int) []int64 {
-	p := newPartPlan(base, count)
+	p := partPlan(base, count)
 	sizes := make([]int64, count)
 	for i := range sizes {
-		sizes[i] = p.size(i + 1)
+		sizes[i] = p.Size(i + 1)
 	}
 	return sizes
 }
-
-// Pause is the pause before try n+1.
-func Pause(n int, shortest, longest time.Duration) time.Duration { return pause(n, shortest, longest) }

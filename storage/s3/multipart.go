@@ -4,41 +4,33 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"hash"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // abortLimit bounds the cleaning up of a failed upload, which also happens
 // when the caller's context has ended.
 const abortLimit = 30 * time.Second
 
-// upload is a multipart upload: a queue of parts under way and the buffers
-// they use. One goroutine drives it.
-//
-// The first buffer is the Put's own. More are taken while the Bucket's budget
-// has room, never waited for: whoever waits for the budget waits for others,
-// whose readers may wait for him. Without room the upload goes on with the
-// buffers it has, as they come back.
+// upload is a multipart upload.
 type upload struct {
 	*put
-	id     string
-	done   chan sent // a part that was sent, or failed
-	flying int       // parts under way
-	parts  []types.CompletedPart
-}
+	id string
 
-type sent struct {
-	part    types.CompletedPart
-	content *content
-	err     error
+	mu    sync.Mutex
+	parts []types.CompletedPart
 }
 
 // parts uploads first and the rest of src.
-func (p *put) parts(ctx context.Context, first *content, src *source) (stored, error) {
+func (p *put) parts(ctx context.Context, first *pieces.Content, src *pieces.Source, whole hash.Hash32) (stored, error) {
 	b := p.b
 	in := &awss3.CreateMultipartUploadInput{
 		Bucket: &b.opt.Bucket, Key: &p.key,
@@ -58,25 +50,13 @@ func (p *put) parts(ctx context.Context, first *content, src *source) (stored, e
 	if err != nil {
 		return stored{}, b.explain(ctx, "start the upload of", p.key, err)
 	}
-	u := &upload{put: p, id: aws.ToString(made.UploadId), done: make(chan sent, b.opt.UploadConcurrency+1)}
-	partsCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	err = u.send(partsCtx, first, src)
-	for u.flying > 0 {
-		if err != nil {
-			cancel()
-		}
-		c, failed := u.land(first)
-		if failed == nil {
-			u.drop(c, first)
-		} else if err == nil {
-			err = failed
-		}
-	}
+	u := &upload{put: p, id: aws.ToString(made.UploadId)}
+	q := pieces.Queue{Pool: b.pool, Budget: b.budget, Plan: b.parts, Most: b.opt.UploadConcurrency + 1, Send: u.part, Fail: p.fails}
+	err = q.Run(ctx, first, src)
 	var done stored
 	if err == nil {
-		p.size = src.size
-		if done, err = u.complete(ctx, src.whole); err == nil {
+		p.size = src.Size()
+		if done, err = u.complete(ctx, whole.Sum32()); err == nil {
 			return done, nil
 		}
 	}
@@ -86,100 +66,21 @@ func (p *put) parts(ctx context.Context, first *content, src *source) (stored, e
 	return stored{}, err
 }
 
-// send cuts src into parts and starts their uploads; it returns with some
-// under way.
-func (u *upload) send(ctx context.Context, first *content, src *source) error {
-	c, more := first, true
-	for n := 1; ; n++ {
-		if n > 1 {
-			var err error
-			if c, err = u.buffer(n, first); err != nil {
-				return err
-			}
-			if more, err = c.fill(src, u.b.parts.size(n)); err != nil {
-				u.drop(c, first)
-				return u.readError(err)
-			}
-			if ctx.Err() != nil {
-				u.drop(c, first)
-				return u.b.explain(ctx, "put", u.key, ctx.Err())
-			}
-		}
-		u.flying++
-		go func(c *content) { u.done <- u.part(ctx, int32(n), c) }(c)
-		if !more {
-			return nil
-		}
-	}
-}
-
-// buffer is an empty content for part n.
-func (u *upload) buffer(n int, first *content) (*content, error) {
-	if err := u.b.parts.check(n); err != nil {
-		return nil, fmt.Errorf("put s3://%s/%s: %w", u.b.opt.Bucket, u.key, err)
-	}
-	size := u.b.parts.size(n)
-	for {
-		// What has come back is used before more is taken, unless nothing
-		// has.
-		if len(u.done) == 0 && u.flying <= u.b.opt.UploadConcurrency && u.b.budget.TryAcquire(size) {
-			return &content{pool: &u.b.pool, credit: size}, nil
-		}
-		c, err := u.land(first)
-		if err != nil {
-			return nil, err
-		}
-		// Later parts are larger: a buffer on credit grows if there is more.
-		if c == first || c.credit >= size || u.grow(c, size) {
-			return c, nil
-		}
-		u.drop(c, first)
-	}
-}
-
-func (u *upload) grow(c *content, size int64) bool {
-	if !u.b.budget.TryAcquire(size - c.credit) {
-		return false
-	}
-	c.credit = size
-	return true
-}
-
-// land waits for a part under way and takes its buffer back, empty. After a
-// failure, or at the end, the buffer is given up.
-func (u *upload) land(first *content) (*content, error) {
-	s := <-u.done
-	u.flying--
-	if s.err != nil {
-		u.drop(s.content, first)
-		return nil, s.err
-	}
-	u.parts = append(u.parts, s.part)
-	s.content.reset()
-	return s.content, nil
-}
-
-// drop gives a buffer back. The first one stays the Put's.
-func (u *upload) drop(c, first *content) {
-	if c == first {
-		return
-	}
-	c.release()
-	u.b.budget.Release(c.credit)
-}
-
-func (u *upload) part(ctx context.Context, n int32, c *content) sent {
-	b := u.b
+func (u *upload) part(ctx context.Context, n int, c *pieces.Content) error {
+	b, number := u.b, int32(n)
 	crc, sum := b.sums(c)
 	out, err := b.client.UploadPart((&call{body: c, lasting: true}).with(ctx), &awss3.UploadPartInput{
-		Bucket: &b.opt.Bucket, Key: &u.key, UploadId: &u.id, PartNumber: &n,
-		Body: c.reader(func() {}), ContentLength: &c.size, ChecksumCRC32C: crc, ContentMD5: sum,
+		Bucket: &b.opt.Bucket, Key: &u.key, UploadId: &u.id, PartNumber: &number,
+		Body: c.Reader(0, nil), ContentLength: aws.Int64(c.Size()), ChecksumCRC32C: crc, ContentMD5: sum,
 		SSECustomerAlgorithm: b.ssec.algorithm, SSECustomerKey: b.ssec.key, SSECustomerKeyMD5: b.ssec.sum,
 	})
 	if err != nil {
-		return sent{content: c, err: b.explain(ctx, fmt.Sprintf("upload part %d of", n), u.key, err)}
+		return b.explain(ctx, fmt.Sprintf("upload part %d of", n), u.key, err)
 	}
-	return sent{content: c, part: types.CompletedPart{PartNumber: &n, ETag: out.ETag, ChecksumCRC32C: crc}}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.parts = append(u.parts, types.CompletedPart{PartNumber: &number, ETag: out.ETag, ChecksumCRC32C: crc})
+	return nil
 }
 
 func (u *upload) complete(ctx context.Context, whole uint32) (stored, error) {
@@ -225,7 +126,7 @@ func (b *Bucket) abort(ctx context.Context, key, id string) error {
 		if err != nil && certain(err) {
 			return nil // gone; or we may not look, and trust the answer
 		}
-		if err := sleep(ctx, pause(n, b.opt.MinRetryDelay, b.opt.MaxRetryDelay)); err != nil {
+		if err := pieces.Sleep(ctx, pieces.Pause(n, b.opt.MinRetryDelay, b.opt.MaxRetryDelay)); err != nil {
 			return b.explain(ctx, "abort the upload of", key, err)
 		}
 	}

@@ -2,14 +2,13 @@ package s3
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"math"
 	"net/http"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -19,11 +18,8 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
-
-// resumeProgress is how many bytes reset the count of resumptions, as in
-// storage/retry.
-const resumeProgress = 1 << 20
 
 // Open implements storage.Bucket. The body is a storage.Describer.
 //
@@ -43,18 +39,25 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 		return nil, b.explain(outer, "open", key, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{b: b, ctx: ctx, key: key, at: rng.Offset, resumes: b.opt.Resumes}
-	got, err := s.get(ctx, rng.Length)
+	v := version{b: b, key: key}
+	got, err := v.get(ctx, rng.Offset, rng.Length)
 	if err == nil {
 		var left int64
 		if left, err = rng.Cut(got.size); err == nil {
-			s.etag, s.size, s.left, s.conn = got.etag, got.size, left, got.conn
-			body := &body{ctx: outer, cancel: cancel, where: b.opt.Bucket + "/" + key, left: left, src: s, sum: got.sum}
-			body.info = infoOf(name, got.size, got.modified)
-			if n := b.opt.ReadRange; b.opt.ReadParallel > 1 && left > 2*n {
-				body.src = newAhead(s, n, b.opt.ReadParallel)
+			v.etag, v.size = got.etag, got.size
+			body := pieces.BodyOptions{
+				Ctx: outer, Cancel: cancel, Where: "s3://" + b.opt.Bucket + "/" + key,
+				Info: infoOf(name, got.size, got.modified), Known: true, Left: left,
 			}
-			return body, nil
+			if got.sum != nil {
+				body.Sum = &pieces.Sum{Name: "CRC32C", Hash: crc32.New(castagnoli), Want: binary.BigEndian.AppendUint32(nil, *got.sum)}
+			}
+			if n := b.opt.ReadRange; b.opt.ReadParallel > 1 && left > 2*n {
+				body.Source = newAhead(ctx, v, got.conn, rng.Offset, left)
+			} else {
+				body.Source = v.stream(ctx, rng.Offset, left, got.conn)
+			}
+			return pieces.NewBody(body), nil
 		}
 		got.conn.Close()
 	}
@@ -65,83 +68,26 @@ func (b *Bucket) Open(ctx context.Context, name string, rng storage.Range) (io.R
 	return nil, b.explain(outer, "open", key, err)
 }
 
-// body is what a caller of Open reads.
-type body struct {
-	ctx    context.Context // the caller's
-	cancel context.CancelFunc
-	where  string
-	info   storage.Info
-	src    io.ReadCloser
-
-	left int64
-	crc  uint32
-	sum  *uint32 // of a whole object, if the store keeps one
-	err  error   // the end
-
-	closed atomic.Bool
-}
-
-// Info implements storage.Describer.
-func (d *body) Info() (storage.Info, bool) { return d.info, true }
-
-func (d *body) Read(p []byte) (int, error) {
-	if d.closed.Load() {
-		return 0, fmt.Errorf("read s3://%s: the body is closed", d.where)
-	}
-	if err := d.ctx.Err(); err != nil {
-		return 0, fmt.Errorf("read s3://%s: %w", d.where, err)
-	}
-	if d.err != nil {
-		return 0, d.err
-	}
-	n, err := d.src.Read(p)
-	d.left -= int64(n)
-	if d.sum != nil {
-		d.crc = crc32.Update(d.crc, castagnoli, p[:n])
-	}
-	switch {
-	case err == nil:
-		return n, nil
-	case d.ctx.Err() != nil:
-		d.err = fmt.Errorf("read s3://%s: %w", d.where, d.ctx.Err())
-	case d.closed.Load():
-		d.err = fmt.Errorf("read s3://%s: the body is closed", d.where)
-	case err != io.EOF:
-		d.err = fmt.Errorf("read s3://%s, %d bytes before its end: %w: %w", d.where, d.left, io.ErrUnexpectedEOF, err)
-	case d.sum != nil && d.crc != *d.sum:
-		d.err = fmt.Errorf("read s3://%s: its bytes have the CRC32C %08x, the store keeps %08x: they are damaged; read it again, and if that does not help restore the object from elsewhere: %w",
-			d.where, d.crc, *d.sum, storage.ErrPermanent)
-	default:
-		d.err = io.EOF
-	}
-	return n, d.err
-}
-
-// Close ends the body, also while a Read waits.
-func (d *body) Close() error {
-	d.closed.Store(true)
-	d.cancel()
-	return d.src.Close()
-}
-
-// stream reads a part of one version of an object over as many connections as
-// it takes. One goroutine reads; Close may come from another.
-type stream struct {
+// version is one version of an object.
+type version struct {
 	b    *Bucket
-	ctx  context.Context
 	key  string
 	etag string
 	size int64 // of the whole object; 0 is not known
-	at   int64 // offset of the next byte
-	left int64
+}
 
-	resumes int   // left
-	failed  int   // times in a row
-	since   int64 // bytes since the last failure
-
-	mu     sync.Mutex
-	conn   *conn
-	closed bool
+// stream reads left bytes of v from offset at on; conn, unless nil, gives the
+// first of them.
+func (v version) stream(ctx context.Context, at, left int64, conn *conn) *pieces.Stream {
+	o := &v.b.opt
+	s := pieces.StreamOptions{
+		At: at, Left: left, Open: v.resume, AtEnd: atEnd,
+		Pace: pieces.NewTries(o.Resumes, o.MinRetryDelay, o.MaxRetryDelay),
+	}
+	if conn != nil {
+		s.Conn = conn
+	}
+	return pieces.NewStream(ctx, s)
 }
 
 // answer is what a GetObject told.
@@ -153,29 +99,29 @@ type answer struct {
 	sum      *uint32
 }
 
-// get asks for length bytes from s.at on; 0 is to the end.
-func (s *stream) get(ctx context.Context, length int64) (answer, error) {
-	b := s.b
+// get asks for length bytes from at on; 0 is to the end.
+func (v version) get(ctx context.Context, at, length int64) (answer, error) {
+	b := v.b
 	in := &awss3.GetObjectInput{
-		Bucket: &b.opt.Bucket, Key: &s.key, IfMatch: optional(s.etag),
+		Bucket: &b.opt.Bucket, Key: &v.key, IfMatch: optional(v.etag),
 		SSECustomerAlgorithm: b.ssec.algorithm, SSECustomerKey: b.ssec.key, SSECustomerKeyMD5: b.ssec.sum,
 	}
 	var opts []func(*awss3.Options)
-	part := s.at > 0 || length > 0
+	part := at > 0 || length > 0
 	switch {
-	case length > 0 && length <= math.MaxInt64-s.at:
-		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", s.at, s.at+length-1))
+	case length > 0 && length <= math.MaxInt64-at:
+		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", at, at+length-1))
 	case part:
-		in.Range = aws.String(fmt.Sprintf("bytes=%d-", s.at))
+		in.Range = aws.String(fmt.Sprintf("bytes=%d-", at))
 	case b.checksum() == ChecksumCRC32C:
 		opts = append(opts, askSum)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	out, err := b.client.GetObject((&call{streams: true}).with(ctx), in, opts...)
+	asking, cancel := context.WithCancelCause(ctx)
+	out, err := b.client.GetObject((&call{streams: true}).with(asking), in, opts...)
 	if err != nil {
 		cancel(nil)
 		if status(err) == http.StatusRequestedRangeNotSatisfiable || code(err) == "InvalidRange" {
-			return s.behind(ctx, err)
+			return v.behind(ctx, at, err)
 		}
 		return answer{}, err
 	}
@@ -186,7 +132,7 @@ func (s *stream) get(ctx context.Context, length int64) (answer, error) {
 			a.sum = &sum
 		}
 	}
-	if err := a.measure(out, s.at, part); err != nil {
+	if err := a.measure(out, at, part); err != nil {
 		a.conn.Close()
 		return answer{}, err
 	}
@@ -221,19 +167,19 @@ func (a *answer) measure(out *awss3.GetObjectOutput, at int64, part bool) error 
 
 // behind answers a range that starts at the object's end, which S3 refuses,
 // or behind it.
-func (s *stream) behind(ctx context.Context, cause error) (answer, error) {
-	h, err := s.b.head(s.ctx, s.key)
+func (v version) behind(ctx context.Context, at int64, cause error) (answer, error) {
+	h, err := v.b.head(ctx, v.key)
 	if err != nil {
 		return answer{}, err
 	}
-	if s.etag != "" && s.etag != aws.ToString(h.ETag) {
+	if v.etag != "" && v.etag != aws.ToString(h.ETag) {
 		return answer{}, errReplaced
 	}
 	size := aws.ToInt64(h.ContentLength)
-	if s.at < size {
+	if at < size {
 		return answer{}, fmt.Errorf("the object grew while it was opened: %w", cause)
 	}
-	return answer{conn: newConn(http.NoBody, func(error) {}, s.b.opt.StallTimeout), size: size, modified: h.LastModified, etag: aws.ToString(h.ETag)}, nil
+	return answer{conn: newConn(http.NoBody, func(error) {}, v.b.opt.StallTimeout), size: size, modified: h.LastModified, etag: aws.ToString(h.ETag)}, nil
 }
 
 var errReplaced = fmt.Errorf("the object was replaced while it was read: %w", storage.ErrPermanent)
@@ -246,160 +192,41 @@ func askSum(o *awss3.Options) {
 	})
 }
 
-func (s *stream) Read(p []byte) (int, error) {
-	for {
-		s.mu.Lock()
-		c, closed := s.conn, s.closed
-		s.mu.Unlock()
-		if closed {
-			return 0, errClosed
-		}
-		if s.left == 0 {
-			return 0, s.end(c)
-		}
-		n, err := c.Read(p[:min(int64(len(p)), s.left)])
-		s.at += int64(n)
-		s.left -= int64(n)
-		s.since += int64(n)
-		if n > 0 || err == nil {
-			return n, nil // an error comes again, or is of no matter
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err := s.resume(err); err != nil {
-			return 0, err
-		}
-	}
-}
-
-var errClosed = errors.New("the body is closed")
-
-// end is io.EOF, unless the store sends more than it promised.
-func (s *stream) end(c *conn) error {
-	if !c.whole {
-		return io.EOF
-	}
-	var one [1]byte
-	if n, _ := c.Read(one[:]); n > 0 {
-		return fmt.Errorf("%w: the store sends more bytes than it told", storage.ErrPermanent)
-	}
-	return io.EOF
-}
-
-// resume goes on behind the last byte read, over another connection.
-func (s *stream) resume(cause error) error {
-	s.replace(nil)
-	if s.since >= resumeProgress {
-		s.resumes, s.failed = s.b.opt.Resumes, 0
-	}
-	s.since = 0
-	for {
-		if err := s.ctx.Err(); err != nil {
-			return err
-		}
-		if s.resumes <= 0 {
-			return cause
-		}
-		s.resumes--
-		s.failed++
-		if err := sleep(s.ctx, pause(s.failed, s.b.opt.MinRetryDelay, s.b.opt.MaxRetryDelay)); err != nil {
-			return err
-		}
-		got, err := s.get(s.ctx, s.left)
-		if status(err) == http.StatusPreconditionFailed || notFound(err) {
-			return errReplaced
-		}
-		if err != nil {
-			if wayOut(err) != "" || errors.Is(err, storage.ErrPermanent) {
-				return explain(s.ctx, "read", s.b.opt.Bucket, s.key, err)
-			}
-			cause = err
-			continue
-		}
-		if s.size > 0 && got.size != s.size {
-			got.conn.Close()
-			return fmt.Errorf("the store told %d bytes and now tells %d of the same object: %w", s.size, got.size, storage.ErrPermanent)
-		}
-		if !s.replace(got.conn) {
-			return errClosed
-		}
+// atEnd refuses a store that sends more than it promised.
+func atEnd(r io.Reader) error {
+	if c, ok := r.(*conn); !ok || !c.whole {
 		return nil
 	}
-}
-
-// replace closes the present connection and sets the next; false when the
-// stream is closed.
-func (s *stream) replace(c *conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn != nil {
-		s.conn.Close() // broken already
-	}
-	s.conn = c
-	if s.closed && c != nil {
-		c.Close()
-		s.conn = nil
-	}
-	return !s.closed
-}
-
-func (s *stream) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	if s.conn != nil {
-		// What it says is of no matter: nothing more is wanted of it.
-		s.conn.Close()
-		s.conn = nil
+	var one [1]byte
+	if n, _ := r.Read(one[:]); n > 0 {
+		return fmt.Errorf("%w: the store sends more bytes than it told", storage.ErrPermanent)
 	}
 	return nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+// resume opens another connection to the same version.
+func (v version) resume(ctx context.Context, at, left int64) (io.ReadCloser, error) {
+	got, err := v.get(ctx, at, left)
+	switch {
+	case status(err) == http.StatusPreconditionFailed || notFound(err):
+		return nil, pieces.Stop(errReplaced)
+	case err != nil && (wayOut(err) != "" || errors.Is(err, storage.ErrPermanent)):
+		return nil, pieces.Stop(explain(ctx, "read", v.b.opt.Bucket, v.key, err))
+	case err != nil:
+		return nil, err
+	case v.size > 0 && got.size != v.size:
+		got.conn.Close()
+		return nil, pieces.Stop(fmt.Errorf("the store told %d bytes and now tells %d of the same object: %w", v.size, got.size, storage.ErrPermanent))
 	}
+	return got.conn, nil
 }
 
-// conn is the body of one answer. A Read in which nothing comes for the stall
-// limit ends it.
+// conn is the body of one answer.
 type conn struct {
-	rc     io.ReadCloser
-	cancel context.CancelCauseFunc
-	stall  time.Duration
-	watch  *time.Timer
-	stale  atomic.Bool
-	whole  bool // the answer's own end is the end of what was asked for
+	*pieces.Conn
+	whole bool // the answer's own end is the end of what was asked for
 }
 
 func newConn(rc io.ReadCloser, cancel context.CancelCauseFunc, stall time.Duration) *conn {
-	c := &conn{rc: rc, cancel: cancel, stall: stall, whole: true}
-	c.watch = time.AfterFunc(stall, func() {
-		c.stale.Store(true)
-		cancel(errStalled)
-	})
-	c.watch.Stop()
-	return c
-}
-
-func (c *conn) Read(p []byte) (int, error) {
-	c.watch.Reset(c.stall)
-	n, err := c.rc.Read(p)
-	c.watch.Stop()
-	if err != nil && err != io.EOF && c.stale.Load() {
-		err = &stalledError{after: c.stall, err: err}
-	}
-	return n, err
-}
-
-func (c *conn) Close() error {
-	c.watch.Stop()
-	c.cancel(nil)
-	return c.rc.Close()
+	return &conn{whole: true, Conn: pieces.NewConn(rc, cancel, stall, func(err error) error { return &stalledError{after: stall, err: err} })}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"strings"
@@ -122,7 +123,7 @@ func (p *prober) run(ctx context.Context) (Capabilities, error) {
 	sum := func(crc uint32) func(*awss3.PutObjectInput) {
 		return func(in *awss3.PutObjectInput) { in.ChecksumCRC32C = encodeCRC(crc) }
 	}
-	crc := crcOf(body)
+	crc := crc32.Checksum(body, castagnoli)
 	caps.Checksums = p.put(ctx, p.key("sum"), body, sum(crc)) == nil && p.put(ctx, p.key("wrong"), body, sum(crc+1)) != nil
 	caps.Multipart = p.parts(ctx, *p.key("parts"), body, "", nil) == nil
 	if caps.Multipart {
@@ -171,7 +172,7 @@ func (p *prober) parts(ctx context.Context, key string, body []byte, sum string,
 	if sum != "" {
 		make.ChecksumAlgorithm, make.ChecksumType = types.ChecksumAlgorithmCrc32c, types.ChecksumTypeFullObject
 		end.ChecksumCRC32C, end.ChecksumType = &sum, types.ChecksumTypeFullObject
-		part.ChecksumCRC32C = encodeCRC(crcOf(body))
+		part.ChecksumCRC32C = encodeCRC(crc32.Checksum(body, castagnoli))
 		opts = append(opts, impatient)
 	}
 	made, err := b.client.CreateMultipartUpload(ctx, make)

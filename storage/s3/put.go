@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"github.com/aws/smithy-go/middleware"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // markKey is the metadata in which a Put leaves its random mark, where it may
@@ -56,12 +58,13 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 		return storage.Info{}, b.explain(ctx, "put", key, err)
 	}
 	p := &put{b: b, name: name, key: key, ifAbsent: opt.IfAbsent, conditional: opt.IfAbsent && b.can((*Capabilities).conditionalPut)}
-	first := &content{pool: &b.pool}
-	defer first.release()
-	src := &source{r: r}
-	more, err := first.fill(src, b.parts.size(1))
+	first := pieces.NewContent(b.pool)
+	defer first.Release()
+	whole := crc32.New(castagnoli)
+	src := pieces.NewSource(r, whole)
+	more, err := first.Fill(ctx, src, b.parts.Size(1))
 	if err != nil {
-		return storage.Info{}, p.readError(err)
+		return storage.Info{}, p.fails(ctx, err)
 	}
 	// A large object is looked for before gigabytes are sent; a small one
 	// when the store may not know conditions.
@@ -73,12 +76,12 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 	var done stored
 	if more {
 		p.mark = rand.Text()
-		done, err = p.parts(ctx, first, src)
+		done, err = p.parts(ctx, first, src, whole)
 	} else {
 		if p.conditional {
 			p.mark = rand.Text()
 		}
-		p.size = first.size
+		p.size = first.Size()
 		done, err = p.single(ctx, first)
 	}
 	if err != nil {
@@ -87,8 +90,13 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 	return p.describe(ctx, done)
 }
 
-func (p *put) readError(err error) error {
-	return fmt.Errorf("put s3://%s/%s: read its content: %w", p.b.opt.Bucket, p.key, err)
+// fails words what ends a Put beside the store.
+func (p *put) fails(ctx context.Context, err error) error {
+	var read *pieces.ReadError
+	if ctx.Err() != nil && !errors.As(err, &read) {
+		return p.b.explain(ctx, "put", p.key, ctx.Err())
+	}
+	return fmt.Errorf("put s3://%s/%s: %w", p.b.opt.Bucket, p.key, err)
 }
 
 func (p *put) exists() error {
@@ -118,11 +126,11 @@ func storedBy(etag *string, metadata middleware.Metadata) stored {
 	return stored{etag: aws.ToString(etag), at: at}
 }
 
-func (p *put) single(ctx context.Context, c *content) (stored, error) {
+func (p *put) single(ctx context.Context, c *pieces.Content) (stored, error) {
 	b := p.b
 	in := &awss3.PutObjectInput{
 		Bucket: &b.opt.Bucket, Key: &p.key,
-		Body: c.reader(func() {}), ContentLength: &c.size,
+		Body: c.Reader(0, nil), ContentLength: aws.Int64(c.Size()),
 		Metadata:             p.metadata(),
 		StorageClass:         types.StorageClass(b.opt.StorageClass),
 		ServerSideEncryption: types.ServerSideEncryption(b.opt.SSE), SSEKMSKeyId: optional(b.opt.SSEKMSKeyID),
@@ -218,18 +226,15 @@ func (b *Bucket) checksum() Checksum {
 	}
 }
 
-func (b *Bucket) sums(c *content) (crc, sum *string) {
+func (b *Bucket) sums(c *pieces.Content) (crc, sum *string) {
 	switch b.checksum() {
 	case ChecksumCRC32C:
-		return encodeCRC(c.crc), nil
+		h := crc32.New(castagnoli)
+		c.WriteTo(h) // a hash takes all
+		return encodeCRC(h.Sum32()), nil
 	case ChecksumMD5:
 		h := md5.New()
-		left := c.size
-		for _, chunk := range c.chunks {
-			n := min(left, chunkSize)
-			h.Write(chunk[:n])
-			left -= n
-		}
+		c.WriteTo(h) // a hash takes all
 		return nil, aws.String(base64.StdEncoding.EncodeToString(h.Sum(nil)))
 	}
 	return nil, nil

@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -44,9 +45,9 @@ type Bucket struct {
 	root      string // "" or ends in a slash
 	client    *awss3.Client
 	transport *http.Transport
-	parts     partPlan
+	parts     pieces.Plan
 	ssec      ssec
-	pool      pool
+	pool      *pieces.Pool
 	budget    *semaphore.Weighted // bytes of parts beyond the first of each Put
 	now       func() time.Time
 
@@ -65,9 +66,9 @@ func Open(ctx context.Context, opt Options) (*Bucket, error) {
 		return nil, fmt.Errorf("open S3 bucket: %w: %w", err, storage.ErrPermanent)
 	}
 	b := &Bucket{
-		opt: o, parts: newPartPlan(o.PartSize, o.MaxParts), ssec: o.ssec(), now: time.Now, versioned: o.Versioning,
+		opt: o, parts: partPlan(o.PartSize, o.MaxParts), ssec: o.ssec(), now: time.Now, versioned: o.Versioning,
 		budget: semaphore.NewWeighted(int64(o.UploadConcurrency) * o.PartSize),
-		pool:   pool{keep: int((int64(o.UploadConcurrency) + 1) * o.PartSize / chunkSize)},
+		pool:   pieces.NewPool(pieces.PoolOptions{Keep: int((int64(o.UploadConcurrency) + 1) * o.PartSize / pieces.MaxChunk)}),
 	}
 	if caps := o.Capabilities; caps != nil && !caps.DeleteMany {
 		b.opt.DeleteBatch = 1
@@ -85,6 +86,14 @@ func Open(ctx context.Context, opt Options) (*Bucket, error) {
 		}
 	}
 	return b, nil
+}
+
+// partPlan tells how long each part of an upload is. Stores with copy-on-write
+// parts like sizes of whole megabytes.
+func partPlan(base int64, count int) pieces.Plan {
+	return pieces.NewPlan(pieces.PlanOptions{
+		Base: base, Count: count, Largest: maxPart, Object: maxObject, Grain: 1 << 20, Name: "parts", Setting: "S3_MAX_PART_SIZE",
+	})
 }
 
 // Close ends idle connections. Bodies that are open stay so.

@@ -476,15 +476,3 @@ func TestPartsHoldTheLargestObject(t *testing.T) {
 		t.Errorf("default parts go from %d over %d to %d", sizes[0], sizes[999], sizes[9999])
 	}
 }
-
-func TestPauseStaysInBounds(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		lo := time.Duration(rapid.Int64Range(1, int64(time.Minute)).Draw(t, "lo"))
-		hi := lo + time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "more"))
-		n := rapid.IntRange(-1, 1000).Draw(t, "n")
-		if d := s3.Pause(n, lo, hi); d < lo/2 || d > hi {
-			t.Fatalf("pause %d between %s and %s is %s", n, lo, hi, d)
-		}
-	})
-}

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	ncw "github.com/ncw/swift/v2"
 
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/pieces"
 )
 
 // status is the HTTP status behind err, 0 when there was no answer.
@@ -121,15 +121,9 @@ func passing(err error) bool {
 	return wayOut(err) == "" && !errors.Is(err, storage.ErrPermanent)
 }
 
+const longestPause = 10 * time.Second
+
 // pause waits before another try, the nth.
 func (b *Bucket) pause(ctx context.Context, n int) error {
-	d := min(b.opt.RetryDelay<<min(n-1, 20), 10*time.Second)
-	t := time.NewTimer(d/2 + rand.N(d/2+1))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return pieces.Sleep(ctx, pieces.Pause(n, b.opt.RetryDelay, longestPause))
 }
