@@ -25,6 +25,8 @@ func (j ArchiveJob) Check(c Cluster) error {
 		return fmt.Errorf("%w: WAL file name %q", ErrMalformed, j.Name)
 	case j.Bytes.Size < 0 || j.Bytes.Size > maxWALFile:
 		return fmt.Errorf("%w: WAL file %s of %d bytes", ErrMalformed, j.Name, j.Bytes.Size)
+	case j.Metadata != "" && j.Metadata != WALMetadataEach && j.Metadata != WALMetadataBulk:
+		return fmt.Errorf("%w: WAL metadata %q", ErrMalformed, j.Metadata)
 	case j.Reply != "":
 		return checkSubject("reply", j.Reply, ReplySubject(c, ""), 1)
 	}

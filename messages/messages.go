@@ -134,10 +134,26 @@ type ArchiveJob struct {
 	// queue had it, and may have recycled it. A worker does not give such a
 	// job up for a failure that can pass.
 	Acknowledged bool `json:"acknowledged,omitempty"`
+	// Metadata asks for the JSON object that tells Created, the time of the
+	// file on its host.
+	Metadata WALMetadata `json:"metadata,omitempty"`
+	Created  time.Time   `json:"created,omitzero"`
 	// Round counts from 0 how often a worker queued an acknowledged job anew
 	// because its tries were used up.
 	Round int `json:"round,omitempty"`
 }
+
+// WALMetadata is which JSON objects archived WAL gets beside it, in WAL-G's
+// words; empty is none.
+type WALMetadata string
+
+const (
+	// WALMetadataEach: one for each file.
+	WALMetadataEach WALMetadata = "INDIVIDUAL"
+	// WALMetadataBulk: one for the 16 files whose names differ in the last
+	// digit alone, made when the last of them comes.
+	WALMetadataBulk WALMetadata = "BULK"
+)
 
 // Reason is why a WAL file was not stored, where a program acts on it.
 type Reason string

@@ -53,6 +53,8 @@ type Pusher struct {
 	Ack Ack
 	// KeepExisting refuses to replace an object with other content.
 	KeepExisting bool
+	// Metadata asks for a JSON object beside each archived file, or for 16.
+	Metadata messages.WALMetadata
 	// Timeout bounds one Push, so that the archiver never hangs. 0 is 5 min.
 	Timeout time.Duration
 }
@@ -112,7 +114,7 @@ func (p *Pusher) push(ctx context.Context, path, name string) (messages.ArchiveR
 		return messages.ArchiveReply{}, err
 	}
 	job, err := messages.Encode(messages.KindArchive, p.Cluster, time.Now(), messages.ArchiveJob{
-		Name: name, Bytes: ref, KeepExisting: p.KeepExisting, Reply: reply,
+		Name: name, Bytes: ref, KeepExisting: p.KeepExisting, Reply: reply, Metadata: p.Metadata, Created: p.created(path),
 	})
 	if err != nil {
 		return messages.ArchiveReply{}, err
@@ -176,7 +178,7 @@ func (p *Pusher) send(ctx context.Context, e entry) error {
 			e.name, ref.SHA256, e.sha256, p.Ack.spool.dir)
 	}
 	job, err := messages.Encode(messages.KindArchive, p.Cluster, time.Now(), messages.ArchiveJob{
-		Name: e.name, Bytes: ref, KeepExisting: p.KeepExisting, Acknowledged: true,
+		Name: e.name, Bytes: ref, KeepExisting: p.KeepExisting, Acknowledged: true, Metadata: p.Metadata, Created: p.created(path),
 	})
 	if err != nil {
 		return err
@@ -187,6 +189,20 @@ func (p *Pusher) send(ctx context.Context, e entry) error {
 		return err
 	}
 	return nil
+}
+
+// created is the time of a file, where the job is to tell it. The spool's copy
+// is some moments younger than the file.
+func (p *Pusher) created(path string) time.Time {
+	if p.Metadata == "" {
+		return time.Time{}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		// It was read a moment ago and may be recycled by now.
+		return time.Now()
+	}
+	return info.ModTime()
 }
 
 // discard drops the queued bytes of a job that will not be done.

@@ -32,6 +32,9 @@ func (a *app) archiver(ctx context.Context, f *fleet, dir string, resident bool)
 		Bus: f.bus, Carrier: f.carrier, Cluster: f.cluster, Logger: a.log, Tracer: a.tracer,
 		SegmentSize: a.segmentSize(), KeepExisting: a.set.Postgres.PreventWALOverwrite, Timeout: a.set.Walherd.WALPushTimeout,
 	}}
+	if m := a.set.Postgres.UploadWALMetadata; m != "NOMETADATA" {
+		p.pusher.Metadata = messages.WALMetadata(m)
+	}
 	if a.set.Walherd.WALAck == producer.AckQueued {
 		if err := p.acknowledgeQueued(ctx, f); err != nil {
 			return nil, err

@@ -257,6 +257,9 @@ func (h *Handler) store(ctx context.Context, aj messages.ArchiveJob, scan *chang
 		return stored{}, err
 	}
 	got, err := h.storeIn(ctx, where, aj, scan)
+	if err == nil {
+		err = putMetadata(ctx, where, aj)
+	}
 	got.storage, got.in = where.Name(), where
 	return got, err
 }
