@@ -33,10 +33,11 @@ type app struct {
 	level slog.Level
 	log   *slog.Logger
 	// screen is where log lines and progress bars share the terminal.
-	screen  io.Writer
-	tel     *telemetry.Telemetry
-	tracer  trace.Tracer
-	logFile *os.File
+	screen   io.Writer
+	tel      *telemetry.Telemetry
+	tracer   trace.Tracer
+	logFile  *os.File
+	observed observed
 	// remote is a command that this process runs for another host.
 	remote bool
 	// settingFlags are the settings given as flags, for processes that this
@@ -65,8 +66,9 @@ func (a *app) run(ctx context.Context, args []string) error {
 	a.log = slog.New(telemetry.NewHandler(a.screen, slog.LevelInfo))
 	root := a.commands(args)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	a.closeStores()
+	a.unobserve(ctx, cmd.Name(), err != nil)
 	if a.tel != nil {
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), telemetryFlush)
 		defer cancel()
@@ -150,6 +152,7 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	a.tracer = a.tel.TracerProvider().Tracer("walherd")
+	a.observe()
 	// GOMAXPROCS is read by the runtime before any setting of a config file.
 	if n := set.General.GoMaxProcs; n > 0 && !a.turbo {
 		runtime.GOMAXPROCS(n)

@@ -129,7 +129,7 @@ func (a *app) bucketOf(ctx context.Context, set *settings.Settings, limited bool
 		b = limit.New(b, bytes, bytes)
 	}
 	again.Log = a.log
-	return retry.New(b, again), nil
+	return retry.New(a.metered(b), again), nil
 }
 
 // namedBucket is one configured storage.

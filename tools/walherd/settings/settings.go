@@ -158,7 +158,7 @@ type Postgres struct {
 	SlotName    string `envconfig:"WALG_SLOTNAME" default:"walg" desc:"replication slot of wal-receive: letters, digits and _"`
 
 	PreventWALOverwrite bool   `envconfig:"WALG_PREVENT_WAL_OVERWRITE" default:"false" desc:"fail rather than replace archived WAL by other content"`
-	UploadWALMetadata   string `envconfig:"WALG_UPLOAD_WAL_METADATA" default:"NOMETADATA" enum:"NOMETADATA|INDIVIDUAL|BULK" later:"WAL metadata" effect:"warn" laterif:"INDIVIDUAL|BULK" desc:"whether archived WAL gets a JSON object beside it, each or per 16 segments"`
+	UploadWALMetadata   string `envconfig:"WALG_UPLOAD_WAL_METADATA" default:"NOMETADATA" enum:"NOMETADATA|INDIVIDUAL|BULK" desc:"whether archived WAL gets a JSON object beside it, each or per 16 segments"`
 	UseWALDelta         bool   `envconfig:"WALG_USE_WAL_DELTA" default:"false" desc:"where WAL is stored: keep beside each segment a map of the blocks it changes, so that an increment need not scan"`
 	ForceWALDelta       bool   `envconfig:"WALG_FORCE_WAL_DELTA" default:"false" desc:"fail rather than scan when neither the server's WAL summaries nor those maps tell what an increment has to hold"`
 
@@ -364,12 +364,12 @@ type Monitoring struct {
 	OTLPClientCert     string  `envconfig:"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE" desc:"client certificate file for the collector"`
 	OTLPClientKey      string  `envconfig:"OTEL_EXPORTER_OTLP_CLIENT_KEY" secret:"true" desc:"client key file for the collector"`
 	OTelServiceName    string  `envconfig:"OTEL_SERVICE_NAME" default:"walherd" desc:"name of this service in traces"`
-	StatsdAddress      string  `envconfig:"WALG_STATSD_ADDRESS" later:"statsd" effect:"warn" desc:"host:port metrics are sent to when a command succeeds"`
-	StatsdExtraTags    TagMap  `envconfig:"WALG_STATSD_EXTRA_TAGS" nested:"true" later:"statsd" effect:"warn" desc:"tags added to every metric"`
-	ProfileRatio       float64 `envconfig:"PROFILE_SAMPLING_RATIO" default:"0" min:"0" max:"1" later:"profiling" effect:"warn" desc:"share of commands that are profiled"`
-	ProfileMode        string  `envconfig:"PROFILE_MODE" default:"cpu" enum:"cpu|mem|mutex|block|threadcreation|trace|goroutine" later:"profiling" desc:"what is profiled"`
-	ProfilePath        string  `envconfig:"PROFILE_PATH" later:"profiling" desc:"directory of profiles; a new temporary one if unset"`
-	HTTPListen         string  `envconfig:"HTTP_LISTEN" later:"debug server" effect:"warn" desc:"address of the debug web server"`
-	HTTPExposePprof    bool    `envconfig:"HTTP_EXPOSE_PPROF" default:"false" later:"debug server" desc:"serve profiles there"`
-	HTTPExposeExpvar   bool    `envconfig:"HTTP_EXPOSE_EXPVAR" default:"false" later:"debug server" desc:"serve counters there"`
+	StatsdAddress      string  `envconfig:"WALG_STATSD_ADDRESS" desc:"host:port metrics are sent to when a command succeeds"`
+	StatsdExtraTags    TagMap  `envconfig:"WALG_STATSD_EXTRA_TAGS" nested:"true" desc:"tags added to every metric"`
+	ProfileRatio       float64 `envconfig:"PROFILE_SAMPLING_RATIO" default:"0" min:"0" max:"1" desc:"share of commands that are profiled"`
+	ProfileMode        string  `envconfig:"PROFILE_MODE" default:"cpu" enum:"cpu|mem|mutex|block|threadcreation|trace|goroutine" desc:"what is profiled"`
+	ProfilePath        string  `envconfig:"PROFILE_PATH" desc:"directory of profiles; a new temporary one if unset"`
+	HTTPListen         string  `envconfig:"HTTP_LISTEN" desc:"address of the debug web server"`
+	HTTPExposePprof    bool    `envconfig:"HTTP_EXPOSE_PPROF" default:"false" desc:"serve profiles there"`
+	HTTPExposeExpvar   bool    `envconfig:"HTTP_EXPOSE_EXPVAR" default:"false" desc:"serve counters there"`
 }
