@@ -162,13 +162,14 @@ type Reader struct {
 
 // Read implements io.Reader.
 func (r *Reader) Read(p []byte) (int, error) {
-	if r.touch != nil {
-		r.touch()
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.c == nil {
 		return 0, os.ErrClosed
+	}
+	if r.touch != nil {
+		// Not for a closed one: it would wake the watch of a try that is over.
+		r.touch()
 	}
 	chunk := r.c.pool.opt.Chunk
 	n := 0
