@@ -281,7 +281,7 @@ func TestQueueEndsWithItsFirstFailure(t *testing.T) {
 			if n == 3 {
 				cancel()
 			}
-			return nil
+			return ctx.Err() // as a request does
 		})
 		if !errors.Is(err, context.Canceled) || held != 0 {
 			t.Errorf("held %d, %v", held, err)
