@@ -44,11 +44,11 @@ func (b *backup) notFinalized(stop pgconn.Stop, err error) error {
 func (b *backup) remember(stop pgconn.Stop) pgconn.Stop {
 	if stop.LSN == 0 {
 		// Behind all that the parts can hold.
-		lsn, err := b.Conn.Position(b.run.ctx)
+		at, err := b.Conn.Position(b.run.ctx)
 		if err != nil {
 			b.Logger.Warn("the end of the backup is not known", telemetry.KeyError, err)
 		}
-		stop.LSN, stop.Timeline = lsn, b.start.Timeline
+		stop.LSN, stop.Timeline = at.LSN, b.start.Timeline
 	}
 	if stop.Label == "" {
 		stop.Label = b.start.Label(b.started.String(), b.started)

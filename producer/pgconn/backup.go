@@ -134,20 +134,6 @@ func (s Start) Label(label string, started time.Time) string {
 		started.UTC().Format("2006-01-02 15:04:05 UTC"), label, s.Timeline)
 }
 
-// Position is how far a primary has written WAL, and a standby replayed it.
-func (c *Conn) Position(ctx context.Context) (pg.LSN, error) {
-	release, err := c.acquire(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("read WAL position: %w", err)
-	}
-	defer release()
-	var lsn string
-	if err := c.conn.QueryRow(ctx, "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text").Scan(&lsn); err != nil {
-		return 0, explain("read WAL position", err)
-	}
-	return pg.ParseLSN(lsn)
-}
-
 // startSegment does by arithmetic what the server's pg_walfile_name would
 // answer: up to version 16 that gives the previous segment for a position on
 // a boundary, and on a standby it cannot be called at all.
