@@ -4,12 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path"
-	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,8 +13,6 @@ import (
 
 	"github.com/walherd/walherd/engine/catalog"
 	"github.com/walherd/walherd/engine/manifest"
-	"github.com/walherd/walherd/engine/pg"
-	"github.com/walherd/walherd/engine/restore"
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
@@ -29,7 +22,6 @@ import (
 	"github.com/walherd/walherd/storage/repo"
 	"github.com/walherd/walherd/tools/walherd/progress"
 	"github.com/walherd/walherd/tools/walherd/render"
-	"github.com/walherd/walherd/workers/intake"
 )
 
 func (a *app) backupPush() *cobra.Command {
@@ -383,222 +375,3 @@ func readCatalog(ctx context.Context, repos []*repo.Repo, metadata bool) (*catal
 	}
 	return catalog.Build(entries), nil
 }
-
-func (a *app) backupFetch() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "backup-fetch destination_directory [backup_name | LATEST]",
-		Short: "Restore a base backup into an empty directory",
-		Long: "Restores a base backup into a directory that is empty or absent. PostgreSQL still has to be given\n" +
-			"recovery settings: recovery.signal and restore_command = '" + a.name + " wal-fetch %f %p'.",
-		Args: cobra.RangeArgs(1, 2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.start(cmd.Context(), cmd); err != nil {
-				return err
-			}
-			if err := a.pickStorage(cmd); err != nil {
-				return err
-			}
-			boolOver(cmd, "reverse-unpack", &a.set.Postgres.UseReverseUnpack)
-			boolOver(cmd, "skip-redundant-tars", &a.set.Postgres.SkipRedundantTars)
-			if err := refuseLater(cmd, "restore-only"); err != nil {
-				return err
-			}
-			stringOver(cmd, "target-user-data", &a.set.Postgres.FetchTargetUserData)
-			name := ""
-			if len(args) == 2 {
-				name = args[1]
-			}
-			switch data := a.set.Postgres.FetchTargetUserData; {
-			case name == "" && data == "":
-				return &usageError{errors.New("name a backup (or LATEST), or give --target-user-data"), cmd.UsageString()}
-			case name != "" && data != "":
-				return &usageError{errors.New("a backup name and user data (--target-user-data, WALG_FETCH_TARGET_USER_DATA) exclude each other"), cmd.UsageString()}
-			}
-			stores, err := a.openStorages(cmd.Context(), false, true)
-			if err != nil {
-				return err
-			}
-			defer stores.close()
-			mask, err := cmd.Flags().GetString("mask")
-			if err != nil {
-				return err
-			}
-			spec, err := cmd.Flags().GetString("restore-spec")
-			if err != nil {
-				return err
-			}
-			return a.fetchBackup(cmd.Context(), stores, args[0], name, mask, spec)
-		},
-	}
-	f := cmd.Flags()
-	f.String("target-user-data", "", "restore the one backup with this user data (JSON)")
-	f.Bool("reverse-unpack", false, "restore an increment before its bases, so that each page is written once")
-	f.Bool("skip-redundant-tars", false, "leave out tars of the bases in which nothing is still needed")
-	f.StringSlice("restore-only", nil, "restore these databases or tables only (not supported yet)")
-	f.String("mask", "", "restore only files whose path below the data directory matches, as in base/*/PG_VERSION")
-	f.String("restore-spec", "", "file that says where the tablespaces go (JSON)")
-	a.targetStorageFlag(cmd)
-	return cmd
-}
-
-// fetchBackup needs the storage and nothing else: no broker, no worker, no
-// database.
-func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, name, mask, specFile string) error {
-	a.collect(collectOften)
-	codec, err := a.codec(ctx)
-	if err != nil {
-		return err
-	}
-	if codec.Sealer != nil {
-		if err := codec.Sealer.CanOpen(); err != nil {
-			return err
-		}
-	}
-	r, backup, err := a.chooseBackup(ctx, stores, name)
-	if err != nil {
-		return err
-	}
-	a.log.Info(fmt.Sprintf("Selecting the backup with name %s", backup))
-	req := restore.Request{
-		Concurrency: a.set.General.DownloadConcurrency, PageSize: a.set.Postgres.BlockSize,
-		Reverse: a.set.Postgres.UseReverseUnpack, SkipRedundant: a.set.Postgres.SkipRedundantTars,
-	}
-	if req.Destination, err = filepath.Abs(destination); err != nil {
-		return fmt.Errorf("destination %s: %w", destination, err)
-	}
-	if mask != "" {
-		if req.Keep, err = restore.MaskFilter(mask); err != nil {
-			return err
-		}
-	}
-	if specFile != "" {
-		text, err := os.ReadFile(specFile)
-		if err != nil {
-			return fmt.Errorf("read restore spec: %w", err)
-		}
-		if req.Spec, err = manifest.ParseTablespaceSpec(text); err != nil {
-			return fmt.Errorf("restore spec %s: %w", specFile, err)
-		}
-	}
-	links, sources, err := chainOf(ctx, r, backup)
-	if err != nil {
-		return err
-	}
-	plan, err := restore.NewChainPlan(links, req)
-	if err != nil {
-		return err
-	}
-	total := a.progress("backup-fetch", plan.StoredBytes())
-	defer total.Finish()
-	counted := newFetchProgress(total, plan)
-	res, err := restore.RunChain(ctx, plan, sources, restore.Config{
-		Decompress: decoder(ctx, codec),
-		Attempts:   min(a.set.General.DownloadFileRetries, 2),
-		Retryable: func(err error) bool {
-			// The storage layer has tried again where that could help, and
-			// damage stays damage: one more reading tells bytes altered on
-			// the way from bytes altered in store.
-			return !errors.Is(err, storage.ErrNotExist) && !errors.Is(err, storage.ErrPermanent)
-		},
-		Progress:     counted.note,
-		Log:          a.log,
-		DisableFsync: a.set.General.TarDisableFsync,
-	})
-	if err != nil {
-		return err
-	}
-	counted.done()
-	for _, note := range res.Notes {
-		a.log.Warn(note)
-	}
-	a.log.Info("Backup extraction complete.", "files", res.Files, telemetry.KeyBytes, res.Bytes)
-	return nil
-}
-
-// chooseBackup finds the backup that is meant, and the storage that has it.
-func (a *app) chooseBackup(ctx context.Context, stores *storages, name string) (*repo.Repo, pg.BackupName, error) {
-	repos, err := stores.readers(ctx)
-	if err != nil {
-		return nil, "", err
-	}
-	data := a.set.Postgres.FetchTargetUserData
-	c, err := readCatalog(ctx, repos, data != "")
-	if err != nil {
-		return nil, "", err
-	}
-	var b catalog.Backup
-	if data != "" {
-		var want manifest.UserData
-		if want, err = manifest.ParseUserData(data); err != nil {
-			return nil, "", fmt.Errorf("user data: %w", err)
-		}
-		b, err = c.FindByUserData(want)
-	} else {
-		b, err = c.Find(name)
-	}
-	if err != nil {
-		if down := stores.down(ctx); len(down) > 0 {
-			err = fmt.Errorf("%w (storage %s cannot be read now)", err, strings.Join(down, ", "))
-		}
-		return nil, "", err
-	}
-	at := slices.IndexFunc(repos, func(r *repo.Repo) bool { return r.Name() == b.Storage })
-	return repos[at], b.Name, nil
-}
-
-// source gives restore the parts of one backup.
-type source struct {
-	r      *repo.Repo
-	backup pg.BackupName
-}
-
-// Parts implements restore.Source.
-func (s source) Parts(ctx context.Context) ([]restore.Object, error) {
-	var out []restore.Object
-	for p, err := range s.r.Parts(ctx, s.backup) {
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, restore.Object{Name: p.Name, Size: p.Size})
-	}
-	return out, nil
-}
-
-// Open implements restore.Source.
-func (s source) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	return s.r.OpenObject(ctx, s.r.Folder().PartKey(s.backup, name), storage.Range{})
-}
-
-// decoder undoes the stages of an object, chosen by its extension;
-// "part_001.tar" has none.
-func decoder(ctx context.Context, c intake.Codec) func(string, io.Reader) (io.ReadCloser, error) {
-	// Parts are restored side by side: one of them needs no more than one core.
-	c.Compress.Workers = 1
-	return func(object string, stored io.Reader) (io.ReadCloser, error) {
-		ext := strings.TrimPrefix(path.Ext(object), ".")
-		if ext == "tar" {
-			ext = ""
-		}
-		return c.Open(ctx, stored, ext)
-	}
-}
-
-// fetchProgress counts stored bytes, whose total is known, for the bar.
-type fetchProgress struct {
-	whole *progress.Part
-	size  int64
-	seen  int64
-}
-
-func newFetchProgress(total *progress.Tracker, plan *restore.Plan) *fetchProgress {
-	size := plan.StoredBytes()
-	name := fmt.Sprintf("%d parts", len(plan.Data)+len(plan.Label)+len(plan.Control))
-	return &fetchProgress{whole: total.Part(name, size), size: size}
-}
-
-func (f *fetchProgress) note(p restore.Progress) {
-	f.whole.Add(p.StoredBytes - f.seen)
-	f.seen = p.StoredBytes
-}
-
-func (f *fetchProgress) done() { f.whole.Done(f.size) }
