@@ -33,6 +33,10 @@ type Table struct {
 	OID uint32 `json:"oid"`
 	// RelFileNode names the files; 0 for a partitioned table.
 	RelFileNode uint32 `json:"relfilenode"`
+	// Owner is the OID of the table that an index, a TOAST table or a sequence
+	// belongs to; 0 if none, or if WAL-G took the backup: the member is our own,
+	// and passed over by its reader.
+	Owner uint32 `json:"owner,omitempty"`
 	// Subtables are all descendants by inheritance or partition, whatever
 	// their depth, by schema.relation.
 	Subtables map[string]Table `json:"subtables,omitempty"`

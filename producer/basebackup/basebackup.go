@@ -606,7 +606,7 @@ func (b *backup) writeFiles(w io.Writer) error {
 }
 
 func manifestTable(t pgconn.Table) manifest.Table {
-	out := manifest.Table{OID: t.OID, RelFileNode: t.RelFileNode}
+	out := manifest.Table{OID: t.OID, RelFileNode: t.RelFileNode, Owner: t.Owner}
 	if len(t.Subtables) > 0 {
 		out.Subtables = make(map[string]manifest.Table, len(t.Subtables))
 		for name, sub := range t.Subtables {

@@ -22,6 +22,10 @@ type Table struct {
 	// whose number only the relation map knows; 0 for a partitioned table or
 	// index, which has no files.
 	RelFileNode uint32
+	// Owner is the OID of the table that an index, a TOAST table or an owned
+	// sequence belongs to, and of a TOAST table that its index belongs to; 0
+	// for what stands on its own.
+	Owner uint32
 	// Subtables holds all partitions and inheritance children, of whatever
 	// depth, by "schema.relation". Theirs is empty.
 	Subtables map[string]Table
@@ -100,18 +104,26 @@ func (c *Conn) tablesOf(ctx context.Context, database string) (_ map[string]Tabl
 
 // relation is one row of the catalog.
 type relation struct {
-	oid, fileNode uint32
-	name          string
-	parents       []uint32
+	oid, fileNode, owner uint32
+	name                 string
+	parents              []uint32
 }
 
 // Partitioned tables (p) and indexes (I) have no files but gather those that
 // have. pg_relation_filenode is null for whatever else has no files: a view,
-// a type, a foreign table.
+// a type, a foreign table. A sequence is owned by a column that is serial (a)
+// or an identity (i).
 const relationsQuery = `
 SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0)::oid, n.nspname || '.' || c.relname,
-       coalesce((SELECT array_agg(i.inhparent) FROM pg_inherits i WHERE i.inhrelid = c.oid), '{}')
+       coalesce((SELECT array_agg(i.inhparent) FROM pg_inherits i WHERE i.inhrelid = c.oid), '{}'),
+       coalesce(x.indrelid, toasted.oid,
+         CASE WHEN c.relkind = 'S' THEN
+           (SELECT min(d.refobjid) FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+            AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i'))
+         END, 0)::oid
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index x ON x.indexrelid = c.oid
+LEFT JOIN pg_class toasted ON toasted.reltoastrelid = c.oid
 WHERE pg_relation_filenode(c.oid) IS NOT NULL OR c.relkind IN ('p', 'I')`
 
 func (c *Conn) relations(ctx context.Context) (map[uint32]relation, error) {
@@ -123,7 +135,7 @@ func (c *Conn) relations(ctx context.Context) (map[uint32]relation, error) {
 	rels := make(map[uint32]relation)
 	for rows.Next() {
 		var r relation
-		if err := rows.Scan(&r.oid, &r.fileNode, &r.name, &r.parents); err != nil {
+		if err := rows.Scan(&r.oid, &r.fileNode, &r.name, &r.parents, &r.owner); err != nil {
 			return nil, err
 		}
 		rels[r.oid] = r
@@ -139,7 +151,7 @@ func topLevel(rels map[uint32]relation) map[string]Table {
 	tables := make(map[string]Table)
 	for _, r := range rels {
 		if len(r.known(rels)) == 0 {
-			tables[r.name] = Table{OID: r.oid, RelFileNode: r.fileNode}
+			tables[r.name] = Table{OID: r.oid, RelFileNode: r.fileNode, Owner: r.owner}
 		}
 	}
 	for _, r := range rels {
@@ -151,7 +163,7 @@ func topLevel(rels map[uint32]relation) map[string]Table {
 			if t.Subtables == nil {
 				t.Subtables = make(map[string]Table)
 			}
-			t.Subtables[r.name] = Table{OID: r.oid, RelFileNode: r.fileNode}
+			t.Subtables[r.name] = Table{OID: r.oid, RelFileNode: r.fileNode, Owner: r.owner}
 			tables[rels[root].name] = t
 		}
 	}

@@ -16,7 +16,8 @@ func TestDatabases(t *testing.T) {
 		CREATE ROLE lister LOGIN; REVOKE CONNECT ON DATABASE closed FROM PUBLIC`)
 	pgt.SQLIn("shop", `
 		CREATE SCHEMA s;
-		CREATE TABLE s.plain (id int PRIMARY KEY, note text);
+		CREATE TABLE s.plain (id int PRIMARY KEY, note text, n serial, i int GENERATED ALWAYS AS IDENTITY);
+		CREATE SEQUENCE s.alone;
 		CREATE VIEW s.seen AS SELECT 1;
 		CREATE TABLE s.moved (i int);
 		TRUNCATE s.moved; -- its file gets another number than its oid
@@ -88,6 +89,16 @@ func TestDatabases(t *testing.T) {
 		t.Errorf("mapped catalog: %+v", c)
 	}
 	check(shop, "pg_toast.pg_toast_"+uitoa(uint64(shop["s.plain"].OID)))
+	plain := shop["s.plain"].OID
+	toast := "pg_toast.pg_toast_" + uitoa(uint64(plain))
+	for name, owner := range map[string]uint32{
+		"s.plain": 0, "s.plain_pkey": plain, "s.plain_n_seq": plain, "s.plain_i_seq": plain, "s.alone": 0,
+		toast: plain, toast + "_index": shop[toast].OID,
+	} {
+		if got := check(shop, name); got.Owner != owner {
+			t.Errorf("%s belongs to %d, want %d", name, got.Owner, owner)
+		}
+	}
 	p := check(shop, "public.parted", "public.parted_low", "public.parted_low_1", "public.parted_high")
 	if p.RelFileNode != 0 || p.Subtables["public.parted_low"].RelFileNode != 0 {
 		t.Errorf("partitioned tables have files: %+v", p)
@@ -96,6 +107,9 @@ func TestDatabases(t *testing.T) {
 	check(shop, "public.parted_k", "public.parted_low_k_idx", "public.parted_low_1_k_idx", "public.parted_high_k_idx")
 	check(shop, "public.mother", "public.child")
 	check(shop, "public.father", "public.child")
+	if got := shop["public.parted_k"].Subtables["public.parted_low_1_k_idx"].Owner; got != p.Subtables["public.parted_low_1"].OID {
+		t.Errorf("the index of a partition belongs to %d", got)
+	}
 	for _, name := range []string{"public.parted_low", "public.parted_low_1", "public.child", "s.seen"} {
 		if _, ok := shop[name]; ok {
 			t.Errorf("%s is top-level", name)
