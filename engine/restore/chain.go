@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/walherd/walherd/engine/manifest"
+	"github.com/walherd/walherd/engine/pack"
 	"github.com/walherd/walherd/engine/page"
 	"github.com/walherd/walherd/engine/pg"
 )
@@ -109,6 +110,8 @@ type chain struct {
 	pageSize int
 	last     int
 	reverse  bool
+	// layered tells that files are looked up in the lists at all.
+	layered bool
 }
 
 // pending is chain.whole of a file that is still looked for.
@@ -178,13 +181,20 @@ func newChainPlan(links []Link, target Link, r Request) (*Plan, error) {
 	if !filepath.IsAbs(r.Destination) {
 		return nil, fmt.Errorf("destination %q is not an absolute path", r.Destination)
 	}
-	p := &Plan{Backup: target.Backup, Destination: filepath.Clean(r.Destination), Keep: r.Keep}
+	p := &Plan{Backup: target.Backup, Destination: filepath.Clean(r.Destination), Keep: r.Keep, KeepText: r.KeepText, Recovery: r.Recovery}
+	if err := p.checkRecovery(target.Sentinel); err != nil {
+		return nil, err
+	}
 	c := &chain{files: newIndex(), last: len(links) - 1, reverse: r.Reverse, pageSize: r.PageSize}
 	if c.pageSize == 0 {
 		c.pageSize = page.DefaultSize
 	}
 	expected := make([][]string, len(links))
-	if len(links) > 1 {
+	// A list of one backup is needed only to tell which of its tars to leave
+	// out. Without a tar of its own the label is in a part (streamed backups),
+	// where lists are not looked at.
+	c.layered = len(links) > 1 || r.SkipRedundant && r.Keep != nil && target.Files != nil && hasLabel(target.Parts)
+	if c.layered {
 		p.chain = c
 		c.increments = make([]bitset, len(links))
 		c.tars = make([]map[string][]uint32, len(links))
@@ -229,6 +239,11 @@ func newChainPlan(links []Link, target Link, r Request) (*Plan, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// hasLabel reports whether backup_label has a tar of its own.
+func hasLabel(parts []Object) bool {
+	return slices.ContainsFunc(parts, func(o Object) bool { return isTar(o.Name, pack.LabelTarName) })
 }
 
 // checkChain refuses backups that do not follow from one another.
@@ -307,13 +322,13 @@ func (c *chain) read(step int, l Link, r Request) (tars []string, err error) {
 			return nil
 		},
 	}
-	if c.last > 0 {
+	if c.layered {
 		v.File = func(name string, f manifest.File) error {
 			entries++
 			return c.file(step, name, f, r.Keep, &seen)
 		}
 	}
-	if c.last > 0 && r.SkipRedundant && step < c.last {
+	if c.layered && r.SkipRedundant && (step < c.last || c.last == 0) {
 		c.tars[step] = map[string][]uint32{}
 		v.TarEntry = func(object, name string) error {
 			of := c.tars[step]
@@ -325,6 +340,13 @@ func (c *chain) read(step int, l Link, r Request) (tars []string, err error) {
 			}
 			return nil
 		}
+	}
+	if c.last == 0 && v.TarEntry != nil {
+		// The list may name what is in the tars before the files.
+		if err := l.Files(manifest.FilesVisitor{File: v.File}); err != nil {
+			return nil, err
+		}
+		v.File = nil
 	}
 	if err := l.Files(v); err != nil {
 		return nil, err

@@ -390,16 +390,18 @@ func (c *testChain) add(t testing.TB, files map[string]manifest.File, parts map[
 	}
 	l.Parts = objects
 	l.Files = func(v manifest.FilesVisitor) error {
-		for name, f := range files {
+		for _, name := range slices.Sorted(maps.Keys(files)) { // as one document has it
 			if v.File != nil {
-				if err := v.File(name, f); err != nil {
+				if err := v.File(name, files[name]); err != nil {
 					return err
 				}
 			}
 		}
 		for object, entries := range parts {
-			if err := v.Tar(object); err != nil {
-				return err
+			if v.Tar != nil {
+				if err := v.Tar(object); err != nil {
+					return err
+				}
 			}
 			for _, e := range entries {
 				if v.TarEntry != nil {

@@ -17,6 +17,9 @@ var (
 	ErrIncomplete = errors.New("backup is incomplete")
 	// ErrNotEmpty: a directory to restore into holds something.
 	ErrNotEmpty = errors.New("directory is not empty")
+	// ErrUnfinished: the destination holds an unfinished restore that this one
+	// cannot go on with: of another backup, with other options, or at work.
+	ErrUnfinished = errors.New("directory holds an unfinished restore")
 	// ErrArchive: an archive holds what no backup holds (a name that leaves
 	// the data directory, the same file twice) or is not a whole archive.
 	ErrArchive = errors.New("archive is not a sound part of a backup")

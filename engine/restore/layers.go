@@ -37,8 +37,8 @@ const (
 	complete = -2
 )
 
-// scratchName is the file of layers.scratch. It loses its name as soon as it is
-// made, so that no crash leaves it behind.
+// scratchName is the file of layers.scratch. It is there as long as parts are
+// restored: an interrupted restore goes on with it.
 const scratchName = MarkerName + ".pages"
 
 func newLayers(c *chain, t *target) (*layers, error) {
@@ -50,15 +50,32 @@ func newLayers(c *chain, t *target) (*layers, error) {
 	for i := range l.state {
 		l.state[i], l.after[i] = notBegun, notBegun
 	}
-	f, err := t.root.OpenFile(scratchName, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if t.past != nil && t.past.fresh() {
+		// What an earlier restore kept there is of no use.
+		if err := t.root.Remove(scratchName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("make file for the state of pages: %w", err)
+		}
+	}
+	f, err := t.root.OpenFile(scratchName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make file for the state of pages: %w", err)
 	}
-	if err := t.root.Remove(scratchName); err != nil {
+	info, err := f.Stat()
+	if err != nil {
 		return nil, fmt.Errorf("make file for the state of pages: %w", errors.Join(err, f.Close()))
 	}
 	l.scratch = f
+	l.scratchEnd.Store(info.Size())
 	return l, nil
+}
+
+// dropScratch removes the file for the state of pages, when all parts are
+// restored.
+func (t *target) dropScratch() error {
+	if err := t.root.Remove(scratchName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove file for the state of pages: %w", err)
+	}
+	return nil
 }
 
 func (l *layers) close() error {
@@ -200,7 +217,7 @@ func (a *attempt) layer(ctx context.Context, h pack.Header, content io.Reader, b
 	case l.reverse:
 		err = a.older(ctx, i, kind, again, h, content, buf)
 	case kind == wholeFile:
-		err = a.write(ctx, h, content, buf, again)
+		err = a.write(ctx, h, content, buf, again || a.target.past != nil)
 	default:
 		err = a.apply(ctx, h, content)
 	}
@@ -264,7 +281,7 @@ func (a *attempt) older(ctx context.Context, i int, kind holding, again bool, h 
 	l := a.layers
 	newest := l.newest(a.step, i)
 	if kind == wholeFile && newest {
-		if err := a.write(ctx, h, content, buf, again); err != nil {
+		if err := a.write(ctx, h, content, buf, again || a.target.past != nil); err != nil {
 			return err
 		}
 		l.after[i] = complete
@@ -278,7 +295,7 @@ func (a *attempt) older(ctx context.Context, i int, kind holding, again bool, h 
 	}
 	var f *os.File
 	if newest {
-		f, err = a.create(h, again)
+		f, err = a.create(h, again || a.target.past != nil)
 	} else {
 		f, err = a.target.open(h.Name)
 	}

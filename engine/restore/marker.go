@@ -9,7 +9,8 @@ import (
 )
 
 // MarkerName is the file that a destination holds until its restore is
-// complete. It says what is unfinished, and after a failure why.
+// complete. It says what is unfinished, and after a failure why; and in lines
+// of JSON what is done already, for a restore that goes on with it.
 const MarkerName = "walherd-restore-incomplete"
 
 // writeMarker makes the marker durable before anything else is written.
@@ -17,18 +18,24 @@ func (t *target) writeMarker() error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "This is an unfinished restore of backup %s.\n", t.plan.Backup)
 	text.WriteString("PostgreSQL must not run on it: files are missing or incomplete, and so is global/pg_control, on purpose.\n")
-	text.WriteString("To start over, empty this directory")
+	text.WriteString("The same command again goes on with it. To start over, empty this directory")
 	for _, s := range t.plan.Tablespaces {
 		fmt.Fprintf(&text, "\nand %s", s.Directory)
 	}
 	text.WriteString("\nand restore again. This file goes when a restore is complete.\n")
 
-	f, err := t.root.OpenFile(MarkerName, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := t.root.OpenFile(MarkerName, os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	t.journal = newJournal(f)
+	if err := t.journal.lock(); err != nil {
+		return err
+	}
 	if _, err := f.WriteString(text.String()); err != nil {
+		return err
+	}
+	if err := t.journal.begin(t.plan, t.session); err != nil {
 		return err
 	}
 	if !t.fsync {
@@ -49,7 +56,9 @@ func (t *target) explain(cause error) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(f, "\nThe restore failed: %v\n", cause); err != nil {
+	// No line of it may look like one of the journal.
+	reason := strings.ReplaceAll(cause.Error(), "\n", "\n  ")
+	if _, err := fmt.Fprintf(f, "\nThe restore failed: %s\n", reason); err != nil {
 		f.Close()
 		return err
 	}

@@ -27,8 +27,13 @@ type Request struct {
 	// Spec moves the tablespaces; nil leaves the choice to the plan, see
 	// NewPlan.
 	Spec *manifest.TablespaceSpec
-	// Keep limits what is restored; nil is everything.
-	Keep Filter
+	// Keep limits what is restored; nil is everything. KeepText says so in
+	// words: requests with the same text keep the same files. Without it a
+	// limited restore that was interrupted cannot be resumed.
+	Keep     Filter
+	KeepText string
+	// Recovery are the recovery settings to write; nil is none.
+	Recovery *Recovery
 	// Expected are the parts that must be there, if the caller knows them
 	// from files_metadata.json; a lost part would otherwise go unnoticed.
 	Expected []string
@@ -39,8 +44,8 @@ type Request struct {
 	// page is written once; see NewChainPlan. The result is the same.
 	Reverse bool
 	// SkipRedundant leaves out the tars of a chain's older backups that,
-	// by their lists, hold nothing which is still needed. A tar that is not
-	// listed is read.
+	// by their lists, hold nothing which is still needed; with Keep also those
+	// of the target. A tar that is not listed is read.
 	SkipRedundant bool
 	// PageSize of the cluster in bytes, of a chain; 0 is
 	// page.DefaultSize.
@@ -67,6 +72,9 @@ type Plan struct {
 	// directories, perhaps those of a running server.
 	DropTablespaceMap bool
 	Keep              Filter
+	KeepText          string
+	// Recovery are the recovery settings to write; nil is none.
+	Recovery *Recovery
 	// Notes tell the user what the plan decided on its own.
 	Notes []string
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -64,6 +65,11 @@ type Config struct {
 	// Log receives each failed attempt (warning) and each restored object
 	// (debug); nil is no log.
 	Log *slog.Logger
+	// Session identifies the machine's present run: what an interrupted
+	// restore says to have written is believed in the same run only, for
+	// after a power cut it need not be on the disk. Empty asks the kernel; a
+	// system that does not tell resumes by restoring every part again.
+	Session string
 	// DisableFsync leaves it to the operating system when the files reach
 	// the disk: a crash soon after Run may leave a broken directory.
 	DisableFsync bool
@@ -89,6 +95,8 @@ type Progress struct {
 type Result struct {
 	// Files and Bytes written, the content of directories not counted.
 	Files, Bytes int64
+	// Resumed is how many parts were there from an interrupted restore.
+	Resumed int
 	// Notes tell the user what is not as it was in the backed up directory,
 	// the plan's notes first.
 	Notes []string
@@ -118,6 +126,11 @@ func Run(ctx context.Context, p *Plan, src Source, cfg Config) (Result, error) {
 // order, older backups give the pages which the newer did not; which pages those
 // are is kept in a file without a name in the destination, a bit for a page.
 //
+// A destination that an interrupted or failed restore of the same plan has left
+// is gone on with: the marker says which parts were done, and those are not read
+// again. The result is that of a restore without interruption. The recovery
+// settings may differ. What another plan has left is ErrUnfinished.
+//
 // Owners, times and links of the archive are not restored. Links are noted:
 // WAL-G does not store where they point to.
 func RunChain(ctx context.Context, p *Plan, sources []Source, cfg Config) (Result, error) {
@@ -135,7 +148,7 @@ func RunChain(ctx context.Context, p *Plan, sources []Source, cfg Config) (Resul
 	}
 	cfg.Attempts = cmp.Or(max(cfg.Attempts, 0), DefaultAttempts)
 
-	t, err := openTarget(p, !cfg.DisableFsync)
+	t, err := openTarget(p, !cfg.DisableFsync, cmp.Or(cfg.Session, session()))
 	if err != nil {
 		return Result{}, fmt.Errorf("restore %s: %w", p.Backup, err)
 	}
@@ -167,13 +180,19 @@ type restorer struct {
 
 	buffers sync.Pool // *buffers
 	files   atomic.Int64
+	resumed int
 	label   atomic.Bool
+	vital   atomic.Bool // see tally.vital
 
 	mu       sync.Mutex
 	progress Progress
 	notes    []string
 	odd      int
 	control  *controlFile
+	// met are the files that this run has written where an interrupted one
+	// may have, by a hash of their names.
+	met    map[uint64]struct{}
+	metKey maphash.Seed
 }
 
 // buffers are what one part in progress uses.
@@ -201,6 +220,9 @@ func (r *restorer) run(ctx context.Context) error {
 	if err := r.allData(ctx); err != nil {
 		return err
 	}
+	if err := r.target.dropScratch(); err != nil {
+		return err
+	}
 	for _, group := range []struct {
 		phase   phase
 		objects []Object
@@ -218,6 +240,9 @@ func (r *restorer) run(ctx context.Context) error {
 	// not make the directory.
 	if err := r.target.root.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", walDir, err)
+	}
+	if err := r.target.writeRecovery(); err != nil {
+		return fmt.Errorf("write recovery settings: %w", err)
 	}
 	if err := r.target.sync(); err != nil {
 		return fmt.Errorf("sync restored files: %w", err)
@@ -245,6 +270,13 @@ func (r *restorer) allData(ctx context.Context) (err error) {
 		return err
 	}
 	for _, step := range r.layers.order() {
+		if r.target.past.ended(step) {
+			if err := r.recall(step); err != nil {
+				return err
+			}
+			r.layers.end()
+			continue
+		}
 		if err := r.oneStep(ctx, step); err != nil {
 			return err
 		}
@@ -264,6 +296,9 @@ func (r *restorer) oneStep(ctx context.Context, step int) error {
 	}
 	l.begin()
 	needed, redundant := l.split(step, objects)
+	if err := r.recall(step); err != nil {
+		return err
+	}
 	if err := r.data(ctx, step, needed); err != nil {
 		return err
 	}
@@ -280,7 +315,7 @@ func (r *restorer) oneStep(ctx context.Context, step int) error {
 		return fmt.Errorf("backup %s: %w", r.backup(step), err)
 	}
 	l.end()
-	return nil
+	return r.target.journal.end(step, r.vital.Load())
 }
 
 // backup is the name of the backup of a step.
@@ -298,6 +333,10 @@ func (r *restorer) data(ctx context.Context, step int, objects []Object) error {
 	for _, o := range objects {
 		if groupCtx.Err() != nil {
 			break
+		}
+		if r.target.past.has(step, o) {
+			r.skip(o)
+			continue
 		}
 		group.Go(func() error { return r.object(groupCtx, o, step, dataPhase) })
 	}
@@ -356,6 +395,14 @@ func (r *restorer) object(ctx context.Context, o Object, step int, ph phase) err
 		return &ObjectError{Backup: r.backup(step), Object: o.Name, Attempts: a.number, Err: err}
 	}
 	log.Debug("object restored", telemetry.KeyBytes, a.now.bytes)
+	if a.now.vital {
+		r.vital.Store(true)
+	}
+	if ph == dataPhase && !a.now.vital {
+		if err := r.target.journal.done(step, o, a.outcome()); err != nil {
+			return fmt.Errorf("note in %s that %s is restored: %w", MarkerName, o.Name, err)
+		}
+	}
 	return nil
 }
 
@@ -392,6 +439,9 @@ type tally struct {
 	files   int64
 	// bytes of content restored, and stored bytes read.
 	bytes, stored int64
+	// vital tells that the control file or the label was among the entries:
+	// they are kept apart, so the object has to be read in every run.
+	vital bool
 	// notes are on the first of the odd entries.
 	notes []string
 	odd   int
@@ -487,7 +537,7 @@ func (a *attempt) entry(ctx context.Context, h pack.Header, content io.Reader, b
 		return a.keepControl(h, content)
 	case h.Name == tablespaceMapPath && a.plan.DropTablespaceMap:
 		return nil
-	case h.Name == MarkerName:
+	case h.Name == MarkerName, h.Name == scratchName:
 		// A backup of an unfinished restore is not made unfinished by it.
 		return nil
 	}
@@ -496,12 +546,13 @@ func (a *attempt) entry(ctx context.Context, h pack.Header, content io.Reader, b
 
 // file writes one file of a full backup, or one that comes after all parts.
 func (a *attempt) file(ctx context.Context, h pack.Header, content io.Reader, buf []byte) error {
-	replace := a.phase != dataPhase || a.now.entries < a.made
+	replace := a.phase != dataPhase || a.now.entries < a.made || a.first(h.Name)
 	a.now.entries++
 	if err := a.write(ctx, h, content, buf, replace); err != nil {
 		return err
 	}
 	if h.Name == labelPath {
+		a.now.vital = true
 		a.label.Store(true)
 	}
 	return nil
@@ -551,6 +602,7 @@ func (a *attempt) keepControl(h pack.Header, content io.Reader) error {
 	if _, err := io.ReadFull(content, b); err != nil {
 		return short(h.Size, err)
 	}
+	a.now.vital = true
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.restorer.control = &controlFile{mode: h.Mode, content: b}
@@ -569,7 +621,7 @@ func (r *restorer) writeControl() (err error) {
 	if r.control == nil {
 		return nil // masked
 	}
-	f, err := r.target.create(controlPath, r.control.mode, false)
+	f, err := r.target.create(controlPath, r.control.mode, r.target.past != nil)
 	if err != nil {
 		return err
 	}
@@ -689,5 +741,5 @@ func (r *restorer) result() Result {
 	if more := r.odd - len(r.notes); more > 0 {
 		notes = append(notes, fmt.Sprintf("%d more links or special files were not restored", more))
 	}
-	return Result{Files: r.files.Load(), Bytes: r.progress.Bytes, Notes: notes}
+	return Result{Files: r.files.Load(), Bytes: r.progress.Bytes, Resumed: r.resumed, Notes: notes}
 }

@@ -23,6 +23,12 @@ type target struct {
 	fsync bool
 	// spaces are the tablespaces' directories by OID.
 	spaces map[string]*os.Root
+	// session is the machine's present run, see Config.Session.
+	session string
+	// journal keeps what is done, and past is what an earlier restore had
+	// done; nil if this is the first.
+	journal *journal
+	past    *past
 	// inner are the tablespaces' directories that lie below the
 	// destination, relative to it.
 	inner []string
@@ -54,38 +60,61 @@ func checkEmpty(dir string) error {
 		names, more = names[:maxShown], ", ..."
 	}
 	hint := ""
-	if slices.Contains(names, MarkerName) {
+	if _, err := os.Lstat(filepath.Join(dir, MarkerName)); err == nil {
 		hint = "; it is what an earlier restore left unfinished, and can be removed"
 	}
 	return fmt.Errorf("%s: %w: it holds %s%s%s", dir, ErrNotEmpty, strings.Join(names, ", "), more, hint)
 }
 
 // openTarget makes the destination and the marker, then the tablespaces and
-// their links. All directories are looked at before any is made.
-func openTarget(p *Plan, fsync bool) (*target, error) {
-	if err := checkEmpty(p.Destination); err != nil {
-		return nil, fmt.Errorf("check destination: %w", err)
+// their links. All directories are looked at before any is made. A destination
+// that an interrupted restore of the same plan left is gone on with.
+func openTarget(p *Plan, fsync bool, session string) (*target, error) {
+	t := &target{plan: p, fsync: fsync, session: session, spaces: make(map[string]*os.Root, len(p.Tablespaces))}
+	if err := t.resume(); err != nil {
+		return nil, fmt.Errorf("go on with the restore in %s: %w", p.Destination, err)
 	}
-	for _, s := range p.Tablespaces {
-		if err := checkEmpty(s.Directory); err != nil {
-			return nil, fmt.Errorf("check directory of tablespace %s: %w; empty it, or give another place with --restore-spec", s.OID, err)
+	if t.past == nil {
+		if err := checkEmpty(p.Destination); err != nil {
+			return nil, fmt.Errorf("check destination: %w", err)
 		}
 	}
-	root, err := makeRoot(p.Destination)
-	if err != nil {
-		return nil, fmt.Errorf("make destination: %w", err)
+	for _, s := range p.Tablespaces {
+		if t.linked(s) {
+			continue
+		}
+		if err := checkEmpty(s.Directory); err != nil {
+			err = fmt.Errorf("check directory of tablespace %s: %w; empty it, or give another place with --restore-spec", s.OID, err)
+			return nil, errors.Join(err, t.close())
+		}
 	}
-	t := &target{plan: p, root: root, fsync: fsync, spaces: make(map[string]*os.Root, len(p.Tablespaces))}
+	if t.past == nil {
+		var err error
+		if t.root, err = makeRoot(p.Destination); err != nil {
+			return nil, fmt.Errorf("make destination: %w", err)
+		}
+		if err := t.writeMarker(); err != nil {
+			err = fmt.Errorf("write marker of the unfinished restore: %w", err)
+			return nil, errors.Join(err, t.explain(err), t.close())
+		}
+	}
 	if err := t.prepare(); err != nil {
 		return nil, errors.Join(err, t.explain(err), t.close())
 	}
 	return t, nil
 }
 
-func (t *target) prepare() error {
-	if err := t.writeMarker(); err != nil {
-		return fmt.Errorf("write marker of the unfinished restore: %w", err)
+// linked reports whether an interrupted restore has made a tablespace's
+// directory and, after it, its link.
+func (t *target) linked(s Placement) bool {
+	if t.past == nil {
+		return false
 	}
+	to, err := t.root.Readlink("pg_tblspc/" + s.OID)
+	return err == nil && to == s.Directory
+}
+
+func (t *target) prepare() error {
 	for _, s := range t.plan.Tablespaces {
 		space, err := makeRoot(s.Directory)
 		if err != nil {
@@ -94,6 +123,9 @@ func (t *target) prepare() error {
 		t.spaces[s.OID] = space
 		if rel, err := filepath.Rel(t.plan.Destination, s.Directory); err == nil && filepath.IsLocal(rel) {
 			t.inner = append(t.inner, filepath.ToSlash(rel))
+		}
+		if t.linked(s) {
+			continue
 		}
 		if err := t.root.MkdirAll("pg_tblspc", 0o700); err != nil {
 			return fmt.Errorf("make pg_tblspc: %w", err)
@@ -126,7 +158,13 @@ func (t *target) close() error {
 	for _, r := range t.spaces {
 		errs = append(errs, r.Close())
 	}
-	return errors.Join(append(errs, t.root.Close())...)
+	if t.journal != nil {
+		errs = append(errs, t.journal.close())
+	}
+	if t.root != nil {
+		errs = append(errs, t.root.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // locate finds the directory that p lies in, p being a path below the data
