@@ -25,11 +25,14 @@ import (
 )
 
 func (a *app) backupFetch() *cobra.Command {
+	var opt fetchOptions
 	cmd := &cobra.Command{
 		Use:   "backup-fetch destination_directory [backup_name | LATEST]",
 		Short: "Restore a base backup into an empty directory",
-		Long: "Restores a base backup into a directory that is empty or absent. PostgreSQL still has to be given\n" +
-			"recovery settings: recovery.signal and restore_command = '" + a.name + " wal-fetch %f %p'.",
+		Long: "Restores a base backup into a directory that is empty or absent; given again, it goes on with a restore\n" +
+			"that was interrupted. --recover, --timeline or a --recovery-target also write the recovery settings, so that\n" +
+			"PostgreSQL can be started at once; else it has to be given recovery.signal and\n" +
+			"restore_command = '" + a.name + " wal-fetch %f %p'.",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.start(cmd.Context(), cmd); err != nil {
@@ -40,9 +43,6 @@ func (a *app) backupFetch() *cobra.Command {
 			}
 			boolOver(cmd, "reverse-unpack", &a.set.Postgres.UseReverseUnpack)
 			boolOver(cmd, "skip-redundant-tars", &a.set.Postgres.SkipRedundantTars)
-			if err := refuseLater(cmd, "restore-only"); err != nil {
-				return err
-			}
 			stringOver(cmd, "target-user-data", &a.set.Postgres.FetchTargetUserData)
 			name := ""
 			if len(args) == 2 {
@@ -59,31 +59,34 @@ func (a *app) backupFetch() *cobra.Command {
 				return err
 			}
 			defer stores.close()
-			mask, err := cmd.Flags().GetString("mask")
-			if err != nil {
-				return err
-			}
-			spec, err := cmd.Flags().GetString("restore-spec")
-			if err != nil {
-				return err
-			}
-			return a.fetchBackup(cmd.Context(), stores, args[0], name, mask, spec)
+			opt.recovery.changed = cmd.Flags().Changed
+			return a.fetchBackup(cmd.Context(), stores, args[0], name, opt)
 		},
 	}
 	f := cmd.Flags()
 	f.String("target-user-data", "", "restore the one backup with this user data (JSON)")
 	f.Bool("reverse-unpack", false, "restore an increment before its bases, so that each page is written once")
 	f.Bool("skip-redundant-tars", false, "leave out tars of the bases in which nothing is still needed")
-	f.StringSlice("restore-only", nil, "restore these databases or tables only (not supported yet)")
-	f.String("mask", "", "restore only files whose path below the data directory matches, as in base/*/PG_VERSION")
-	f.String("restore-spec", "", "file that says where the tablespaces go (JSON)")
+	f.StringArrayVar(&opt.only, "restore-only", nil, "restore these databases and tables only: db, db/table, db/schema.table, with * for any characters, separated by commas")
+	f.BoolVar(&opt.allowMissing, "allow-missing", false, "with --restore-only, go on when a name is not in the backup")
+	f.StringVar(&opt.mask, "mask", "", "restore only files whose path below the data directory matches, as in base/*/PG_VERSION")
+	f.StringVar(&opt.spec, "restore-spec", "", "file that says where the tablespaces go (JSON)")
+	opt.recovery.register(f)
 	a.targetStorageFlag(cmd)
 	return cmd
 }
 
+// fetchOptions are what only a command line can say of a restore.
+type fetchOptions struct {
+	only         []string
+	allowMissing bool
+	mask, spec   string
+	recovery     recoveryFlags
+}
+
 // fetchBackup needs the storage and nothing else: no broker, no worker, no
 // database.
-func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, name, mask, specFile string) error {
+func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, name string, opt fetchOptions) error {
 	a.collect(collectOften)
 	codec, err := a.codec(ctx)
 	if err != nil {
@@ -106,25 +109,29 @@ func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, na
 	if req.Destination, err = filepath.Abs(destination); err != nil {
 		return fmt.Errorf("destination %s: %w", destination, err)
 	}
-	if mask != "" {
-		if req.Keep, err = restore.MaskFilter(mask); err != nil {
-			return err
-		}
-	}
-	if specFile != "" {
-		text, err := os.ReadFile(specFile)
+	if opt.spec != "" {
+		text, err := os.ReadFile(opt.spec)
 		if err != nil {
 			return fmt.Errorf("read restore spec: %w", err)
 		}
 		if req.Spec, err = manifest.ParseTablespaceSpec(text); err != nil {
-			return fmt.Errorf("restore spec %s: %w", specFile, err)
+			return fmt.Errorf("restore spec %s: %w", opt.spec, err)
 		}
+	}
+	if req.Recovery, err = a.recovery(opt.recovery); err != nil {
+		return err
 	}
 	links, sources, err := chainOf(ctx, r, backup)
 	if err != nil {
 		return err
 	}
+	if err := a.limitRestore(&req, links[len(links)-1], opt); err != nil {
+		return err
+	}
 	plan, err := restore.NewChainPlan(links, req)
+	if errors.Is(err, restore.ErrTarget) {
+		return a.elsewhere(ctx, r, req.Recovery, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -148,6 +155,9 @@ func (a *app) fetchBackup(ctx context.Context, stores *storages, destination, na
 		return err
 	}
 	counted.done()
+	if res.Resumed > 0 {
+		a.log.Info(fmt.Sprintf("%d parts were there from an interrupted restore", res.Resumed))
+	}
 	for _, note := range res.Notes {
 		a.log.Warn(note)
 	}
