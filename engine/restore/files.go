@@ -169,7 +169,8 @@ func (p *FilesPlan) StoredBytes() (n int64) {
 
 // RunFiles restores a plan from src, as Run does for tars: with the same
 // marker, the same confinement, the same last step, and with the
-// configuration's Decompress left to the source. Modes and times of the files
+// configuration's Decompress left to the source. An interrupted one is begun
+// anew, in an empty destination. Modes and times of the files
 // are restored, owners are not.
 func RunFiles(ctx context.Context, p *FilesPlan, src FilesSource, cfg Config) (Result, error) {
 	if cfg.Log == nil {
@@ -181,7 +182,7 @@ func RunFiles(ctx context.Context, p *FilesPlan, src FilesSource, cfg Config) (R
 	if cfg.Attempts <= 0 {
 		cfg.Attempts = DefaultAttempts
 	}
-	t, err := openTarget(p.base, !cfg.DisableFsync)
+	t, err := openTarget(p.base, !cfg.DisableFsync, false, "")
 	if err != nil {
 		return Result{}, fmt.Errorf("restore %s: %w", p.base.Backup, err)
 	}

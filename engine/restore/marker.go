@@ -18,7 +18,10 @@ func (t *target) writeMarker() error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "This is an unfinished restore of backup %s.\n", t.plan.Backup)
 	text.WriteString("PostgreSQL must not run on it: files are missing or incomplete, and so is global/pg_control, on purpose.\n")
-	text.WriteString("The same command again goes on with it. To start over, empty this directory")
+	if t.resumable {
+		text.WriteString("The same command again goes on with it. ")
+	}
+	text.WriteString("To start over, empty this directory")
 	for _, s := range t.plan.Tablespaces {
 		fmt.Fprintf(&text, "\nand %s", s.Directory)
 	}

@@ -148,7 +148,7 @@ func RunChain(ctx context.Context, p *Plan, sources []Source, cfg Config) (Resul
 	}
 	cfg.Attempts = cmp.Or(max(cfg.Attempts, 0), DefaultAttempts)
 
-	t, err := openTarget(p, !cfg.DisableFsync, cmp.Or(cfg.Session, session()))
+	t, err := openTarget(p, !cfg.DisableFsync, true, cmp.Or(cfg.Session, session()))
 	if err != nil {
 		return Result{}, fmt.Errorf("restore %s: %w", p.Backup, err)
 	}

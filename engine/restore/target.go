@@ -23,6 +23,8 @@ type target struct {
 	fsync bool
 	// spaces are the tablespaces' directories by OID.
 	spaces map[string]*os.Root
+	// resumable tells whether an interrupted restore can be gone on with.
+	resumable bool
 	// session is the machine's present run, see Config.Session.
 	session string
 	// journal keeps what is done, and past is what an earlier restore had
@@ -68,11 +70,14 @@ func checkEmpty(dir string) error {
 
 // openTarget makes the destination and the marker, then the tablespaces and
 // their links. All directories are looked at before any is made. A destination
-// that an interrupted restore of the same plan left is gone on with.
-func openTarget(p *Plan, fsync bool, session string) (*target, error) {
-	t := &target{plan: p, fsync: fsync, session: session, spaces: make(map[string]*os.Root, len(p.Tablespaces))}
-	if err := t.resume(); err != nil {
-		return nil, fmt.Errorf("go on with the restore in %s: %w", p.Destination, err)
+// that an interrupted restore of the same plan left is gone on with, if the
+// plan is one that can be.
+func openTarget(p *Plan, fsync, resumable bool, session string) (*target, error) {
+	t := &target{plan: p, fsync: fsync, resumable: resumable, session: session, spaces: make(map[string]*os.Root, len(p.Tablespaces))}
+	if resumable {
+		if err := t.resume(); err != nil {
+			return nil, fmt.Errorf("go on with the restore in %s: %w", p.Destination, err)
+		}
 	}
 	if t.past == nil {
 		if err := checkEmpty(p.Destination); err != nil {

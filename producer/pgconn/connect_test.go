@@ -78,7 +78,7 @@ func TestServerInfo(t *testing.T) {
 	want := pgconn.ServerInfo{
 		Version: info.Version, SystemID: info.SystemID,
 		DataDirectory: pgt.DataDir(),
-		SegmentSize:   1 << 20, BlockSize: 8192, WALBlockSize: 8192,
+		SegmentSize:   1 << 20, BlockSize: 8192, WALBlockSize: 8192, FileBlocks: 1 << 17,
 		DataChecksums: true, Timeline: 1, ArchiveMode: "off",
 	}
 	if info != want {
