@@ -415,10 +415,11 @@ func (w *world) check(p promises) error {
 	return nil
 }
 
-// base tells that a listed backup is built on b.
+// base tells that a listed backup is built on b, or what is left of one whose
+// deletion was cut: it may be in the making, so b is kept for its sake.
 func (w *world) base(b *made) bool {
 	for _, c := range w.backups {
-		if c.parent == b && w.listed(c) {
+		if c.parent == b && (w.listed(c) || slices.ContainsFunc(c.objects, func(o string) bool { return w.has(c.id.Storage, o) })) {
 			return true
 		}
 	}
