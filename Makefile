@@ -141,6 +141,10 @@ bench: deps build ## measure; flags for the bench: make bench BENCH='-h'
 demo: deps build ## backup, restore and proof on a throw-away cluster; flags: make demo DEMO='-h'
 	$(GO) run ./tools/demo $(DEMO)
 
+.PHONY: slow
+slow: deps servers ## what make test leaves out for its length: random increments by the hundred, waits of a minute
+	SLOW_TESTS=1 WALHERD_DELTA_CASES=200 $(GO) test -v -count=1 -timeout 60m -run 'RandomWorkloads|KilledInADelete|ScheduledRetention' ./tools/e2e
+
 .PHONY: faults
 faults: deps servers ## ten minutes of faults on a fleet; flags: make faults FAULTS='-h'
 	$(GO) run ./tools/faults $(FAULTS)
