@@ -48,17 +48,27 @@ var _ storage.Bucket = (*Bucket)(nil)
 // create it either, and a typing error or a disk that is not mounted must not
 // become a new, empty storage.
 func Open(root string) (*Bucket, error) {
-	abs, err := filepath.Abs(root)
+	b, err := At(root)
 	if err != nil {
-		return nil, fmt.Errorf("open storage directory %s: %w", root, err)
+		return nil, err
 	}
-	b := &Bucket{root: abs, now: time.Now, writeback: writebackEvery}
 	r, err := b.open()
 	if err != nil {
 		return nil, err
 	}
 	r.Close()
 	return b, nil
+}
+
+// At is Open without the look at root, which each call takes anyway: for a
+// storage that others stand in for, a lost disk must not end the command before
+// it has asked them.
+func At(root string) (*Bucket, error) {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("open storage directory %s: %w", root, err)
+	}
+	return &Bucket{root: abs, now: time.Now, writeback: writebackEvery}, nil
 }
 
 func (b *Bucket) open() (*os.Root, error) {

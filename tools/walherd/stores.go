@@ -30,7 +30,11 @@ func (a *app) store(ctx context.Context, set *settings.Settings, where settings.
 	s := &set.Stores
 	switch where.Kind {
 	case settings.KindFile:
-		b, err := fs.Open(where.Location)
+		open := fs.Open
+		if len(a.set.Failover.Storages) > 0 {
+			open = fs.At
+		}
+		b, err := open(where.Location)
 		return b, retry.Options{}, err
 	case settings.KindS3:
 		opt, err := s3Options(set, where.Location)
