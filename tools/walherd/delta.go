@@ -134,7 +134,12 @@ func readSentinel(ctx context.Context, r *repo.Repo, name pg.BackupName) (*manif
 // permanent with it: the worker that commits it sees to that.
 func (a *app) deltaParent(ctx context.Context, f *fleet, permanent, forced bool) (*basebackup.Parent, error) {
 	p := &a.set.Postgres
-	if p.DeltaMaxSteps == 0 || forced || p.WithoutFilesMetadata {
+	if p.DeltaMaxSteps == 0 || forced {
+		return nil, nil
+	}
+	if p.WithoutFilesMetadata {
+		// As WAL-G does: refusing would leave a host without backups.
+		a.log.Warn("taking a full backup: an increment (WALG_DELTA_MAX_STEPS) needs the list of files that WALG_WITHOUT_FILES_METADATA leaves out")
 		return nil, nil
 	}
 	req := deltaRequest{

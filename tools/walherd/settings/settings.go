@@ -176,7 +176,7 @@ type Postgres struct {
 	UseDatabaseComposer    bool `envconfig:"WALG_USE_DATABASE_COMPOSER" default:"false" desc:"pack each database apart"`
 	VerifyPageChecksums    bool `envconfig:"WALG_VERIFY_PAGE_CHECKSUMS" default:"false" desc:"check page checksums during backup-push"`
 	StoreAllCorruptBlocks  bool `envconfig:"WALG_STORE_ALL_CORRUPT_BLOCKS" default:"false" desc:"record every corrupt block instead of the first ten"`
-	WithoutFilesMetadata   bool `envconfig:"WALG_WITHOUT_FILES_METADATA" default:"false" desc:"keep no list of files, which saves memory on clusters of very many files"`
+	WithoutFilesMetadata   bool `envconfig:"WALG_WITHOUT_FILES_METADATA" default:"false" desc:"keep no list of files, which saves memory on clusters of very many files; such a backup is full, whatever WALG_DELTA_MAX_STEPS says"`
 	DisablePartialRestore  bool `envconfig:"WALG_DISABLE_PARTIAL_RESTORE" default:"false" desc:"do not record database and table names, without which a partial restore cannot work"`
 	IntegrityMaxDelayedWAL int  `envconfig:"WALG_INTEGRITY_MAX_DELAYED_WALS" default:"0" min:"0" unit:"segments" desc:"newest segments wal-verify may find missing without alarm"`
 

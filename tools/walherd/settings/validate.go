@@ -108,7 +108,6 @@ func (s *Settings) ValidateBackup() error {
 			{p.UseDatabaseComposer, "WALG_USE_DATABASE_COMPOSER"},
 			{p.DeltaFromName != "", "WALG_DELTA_FROM_NAME"},
 			{p.DeltaFromUserData != "", "WALG_DELTA_FROM_USER_DATA"},
-			{p.DeltaMaxSteps > 0, "WALG_DELTA_MAX_STEPS"},
 		} {
 			if other.set {
 				fail("WALG_WITHOUT_FILES_METADATA cannot be used with %s, which needs the files metadata", other.setting)
