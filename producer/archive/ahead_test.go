@@ -170,11 +170,11 @@ func TestOrderIsPostgreSQLs(t *testing.T) {
 	}
 }
 
-// TestAnswers is the promise of Ahead under any course of events: an ask
+// TestEveryCourseOfAsks is the promise of Ahead under any course of events: an ask
 // succeeds exactly if the file, as it is, was archived; no more runs at once
 // and is pushed on account of an ask than is allowed; and what is shipped ahead
 // comes in order.
-func TestAnswers(t *testing.T) {
+func TestEveryCourseOfAsks(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
 	n := 0
