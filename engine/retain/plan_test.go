@@ -233,6 +233,34 @@ func TestReferenceChain(t *testing.T) {
 	}
 }
 
+// TestGarbageScopes: WAL is garbage below all that is kept; what a backup that
+// failed has left, once nobody can be making it.
+func TestGarbageScopes(t *testing.T) {
+	t.Parallel()
+	const now, later = 9, 9 + 7*24
+	for _, tc := range []struct {
+		command string
+		hour    int
+		want    string
+	}{
+		{"garbage", now, "L52 wal1:53-53"}, {"garbage ARCHIVES", now, "wal1:53-53"}, {"garbage BACKUPS", now, "L52"},
+		{"garbage", later, "L52 L57 wal1:53-53"}, {"garbage BACKUPS", later, "L52 L57"},
+	} {
+		s := referenceChain()
+		s.leftover("", "base_000000010000000000000052", -7*24)
+		s.leftover("", "base_000000010000000000000057", 2)
+		s.leftover("", "base_000000010000000000000061", 8) // newer than every backup
+		words := strings.Fields(tc.command)
+		p, err := Parse(words[0], words[1:], Flags{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := gone(s.plan(t, p, Options{}, at(tc.hour))); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.command, got, tc.want)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

@@ -88,7 +88,7 @@ func prepare(t TB, opts []Option) *Cluster {
 		t.Fatalf("make socket directory: %v", err)
 	}
 	c := &Cluster{t: t, opt: opt, base: base, srv: &server{
-		in: in, own: own, sock: sock,
+		in: in, own: own, sock: sock, listen: opt.listen,
 		data:    filepath.Join(base, "data"),
 		logPath: filepath.Join(base, "server.log"),
 	}}

@@ -14,6 +14,7 @@ type options struct {
 	stopped     bool
 	conf        []string
 	hba         []string
+	listen      string
 }
 
 // WithBinDir runs the server binaries of dir instead of the found ones.
@@ -47,6 +48,10 @@ func WithArchiveCommand(command string) Option {
 
 // WithHBA replaces pg_hba.conf, which trusts everybody, by the given lines.
 func WithHBA(lines ...string) Option { return func(o *options) { o.hba = append(o.hba, lines...) } }
+
+// WithListen has the server take TCP connections at an address of this host,
+// which no other cluster may have: all have one port.
+func WithListen(address string) Option { return func(o *options) { o.listen = address } }
 
 // Stopped prepares the cluster without starting it.
 func Stopped() Option { return func(o *options) { o.stopped = true } }

@@ -48,6 +48,7 @@ type server struct {
 	own     owner
 	data    string
 	sock    string
+	listen  string // listen_addresses
 	logPath string
 
 	mu   sync.Mutex
@@ -69,7 +70,7 @@ func (s *server) start() error {
 	}
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(s.in.bin, "postgres"), "-D", s.data,
-		"-c", "listen_addresses=",
+		"-c", "listen_addresses="+s.listen,
 		"-c", "port="+strconv.Itoa(port),
 		"-c", "unix_socket_directories="+s.sock,
 		"-c", "logging_collector=off")

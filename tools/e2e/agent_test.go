@@ -298,8 +298,21 @@ func TestPrefetch(t *testing.T) {
 	if out, err := b.c.Command(t.Context(), "cmp", filepath.Join(b.c.WALDir(), names[2]), filepath.Join(dir, "c")).CombinedOutput(); err != nil {
 		t.Logf("the server may have recycled it: %s", out)
 	}
-	if r := b.run([]string{"WALG_DOWNLOAD_CONCURRENCY=1"}, "wal-fetch", names[0], filepath.Join(dir, "d")); r.code != 0 {
+	alone := pgtest.TempDir(t)
+	if r := b.run([]string{"WALG_DOWNLOAD_CONCURRENCY=1"}, "wal-fetch", names[0], filepath.Join(alone, "d")); r.code != 0 {
 		t.Fatalf("without prefetch: %+v", r)
+	}
+	// In a directory of their own, and so not beside the destination.
+	apart := pgtest.TempDir(t)
+	if r := b.run([]string{"WALG_PREFETCH_DIR=" + apart}, "wal-fetch", names[0], filepath.Join(alone, "e")); r.code != 0 {
+		t.Fatalf("prefetch elsewhere: %+v", r)
+	}
+	await(t, "the last to be there", func() bool {
+		_, err := os.Stat(filepath.Join(apart, ".wal-g/prefetch", names[3]))
+		return err == nil
+	})
+	if _, err := os.Stat(filepath.Join(alone, ".wal-g")); err == nil {
+		t.Error("prefetched beside the destination")
 	}
 }
 

@@ -97,6 +97,14 @@ func TestListShapes(t *testing.T) {
 	if len(list) != 2 || !list[0].Permanent || list[1].Permanent || list[0].Storage != "default" {
 		t.Fatalf("list: %+v", list)
 	}
+	if strings.Contains(list[1].Name, "_D_") {
+		t.Fatalf("an increment nobody asked for: %s", list[1].Name)
+	}
+	for zone, want := range map[string]string{"America/Bogota": "-05:00", "Asia/Kolkata": "+05:30"} {
+		if r := b.run([]string{"TZ=" + zone}, "backup-list"); r.code != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("TZ=%s: %+v", zone, r)
+		}
+	}
 	if got := b.c.SQL("SELECT system_identifier FROM pg_control_system()"); got != jsonNumber(list[0].SystemID) {
 		t.Fatalf("system identifier %d, the server says %s", list[0].SystemID, got)
 	}

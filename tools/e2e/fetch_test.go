@@ -83,7 +83,7 @@ func TestRestoreOnly(t *testing.T) {
 	for _, name := range names {
 		dir := filepath.Join(pgtest.TempDir(t), "restored")
 		r := b.run(nil, "--config", config, "backup-fetch", dir, name, "--restore-only", `app1/t1,app1/"part"`, "--recover")
-		if r.code != 0 {
+		if r.code != 0 || !strings.Contains(r.stderr, "the newest backup is unpacked first") {
 			t.Fatalf("backup-fetch: %+v", r)
 		}
 		c := b.ready(dir)
