@@ -124,6 +124,16 @@ type objectKey struct {
 
 func (p *past) ended(step int) bool { return p != nil && p.ends[step] }
 
+// endedBelow reports whether all steps below n are restored.
+func (p *past) endedBelow(n int) bool {
+	for step := range n {
+		if !p.ended(step) {
+			return false
+		}
+	}
+	return true
+}
+
 func (p *past) has(step int, o Object) bool {
 	if p == nil {
 		return false
@@ -270,13 +280,11 @@ func (t *target) sound(done *past) bool {
 	if done.fresh() || t.plan.chain == nil || !t.plan.chain.reverse {
 		return true
 	}
-	for step := range t.plan.Bases {
-		if !done.ends[step] {
-			_, err := t.root.Lstat(scratchName)
-			return err == nil
-		}
+	if done.endedBelow(len(t.plan.Bases)) {
+		return true
 	}
-	return true
+	_, err := t.root.Lstat(scratchName)
+	return err == nil
 }
 
 // restart makes the journal ready for further facts: after those that hold, or,

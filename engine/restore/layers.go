@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -55,6 +56,12 @@ func newLayers(c *chain, t *target) (*layers, error) {
 		if err := t.root.Remove(scratchName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("make file for the state of pages: %w", err)
 		}
+	}
+	if t.past.endedBelow(len(t.plan.Bases)) {
+		// Every state was used, and the file dropped: the journal's facts
+		// point to what nobody reads any more.
+		l.scratchEnd.Store(math.MaxInt64)
+		return l, nil
 	}
 	f, err := t.root.OpenFile(scratchName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -255,3 +255,48 @@ func TestResumeFindsDuplicates(t *testing.T) {
 		src.open = nil
 	}
 }
+
+// stuck is a Source of which one object cannot be opened.
+type stuck struct {
+	Source
+	name string
+}
+
+func (s stuck) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if name == s.name {
+		return nil, errNetwork
+	}
+	return s.Source.Open(ctx, name)
+}
+
+// A restore in reverse order that was interrupted behind its last data part,
+// when the states of pages are dropped already, goes on, and again.
+func TestResumeBehindThePages(t *testing.T) {
+	t.Parallel()
+	c := smallChain(t)
+	dest := filepath.Join(t.TempDir(), "data")
+	restore := func(sources []Source) (Result, error) {
+		p, err := NewChainPlan(c.links, Request{Destination: dest, PageSize: testPage, Reverse: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := chainConfig()
+		cfg.Session, cfg.Retryable = "one", func(error) bool { return false }
+		return RunChain(t.Context(), p, sources, cfg)
+	}
+	broken := append([]Source(nil), c.sources...)
+	last := len(broken) - 1
+	broken[last] = stuck{broken[last], "pg_control.tar"}
+	for range 2 {
+		if _, err := restore(broken); !errors.Is(err, errNetwork) {
+			t.Fatalf("got %v", err)
+		}
+		if _, err := os.Stat(filepath.Join(dest, scratchName)); err == nil {
+			t.Error("the states of pages are still there")
+		}
+	}
+	res, err := restore(c.sources)
+	if err != nil || res.Resumed == 0 {
+		t.Fatalf("%d objects were there, error %v", res.Resumed, err)
+	}
+}

@@ -275,6 +275,11 @@ func (r *restorer) allData(ctx context.Context) (err error) {
 				return err
 			}
 			r.layers.end()
+			for _, o := range r.dataOf(step) {
+				if r.target.past.has(step, o) {
+					r.skip(o)
+				}
+			}
 			continue
 		}
 		if err := r.oneStep(ctx, step); err != nil {
@@ -286,16 +291,12 @@ func (r *restorer) allData(ctx context.Context) (err error) {
 
 // oneStep restores what is needed of one backup of a chain.
 func (r *restorer) oneStep(ctx context.Context, step int) error {
-	l, last := r.layers, step == len(r.plan.Bases)
-	objects := r.plan.Data
-	if !last {
-		objects = r.plan.Bases[step].Data
-		if !l.wantsAny(step) {
-			return nil
-		}
+	l := r.layers
+	if step < len(r.plan.Bases) && !l.wantsAny(step) {
+		return r.target.journal.end(step, r.vital.Load())
 	}
 	l.begin()
-	needed, redundant := l.split(step, objects)
+	needed, redundant := l.split(step, r.dataOf(step))
 	if err := r.recall(step); err != nil {
 		return err
 	}
@@ -316,6 +317,14 @@ func (r *restorer) oneStep(ctx context.Context, step int) error {
 	}
 	l.end()
 	return r.target.journal.end(step, r.vital.Load())
+}
+
+// dataOf is the data parts of the backup of a step.
+func (r *restorer) dataOf(step int) []Object {
+	if step < len(r.plan.Bases) {
+		return r.plan.Bases[step].Data
+	}
+	return r.plan.Data
 }
 
 // backup is the name of the backup of a step.
