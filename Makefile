@@ -142,8 +142,8 @@ demo: deps build ## backup, restore and proof on a throw-away cluster; flags: ma
 	$(GO) run ./tools/demo $(DEMO)
 
 .PHONY: slow
-slow: deps servers ## what make test leaves out for its length: random increments by the hundred, waits of a minute
-	SLOW_TESTS=1 WALHERD_DELTA_CASES=200 $(GO) test -v -count=1 -timeout 60m -run 'RandomWorkloads|KilledInADelete|ScheduledRetention' ./tools/e2e
+slow: deps servers ## the end-to-end tests with those that make test leaves out for their length
+	SLOW_TESTS=1 WALHERD_DELTA_CASES=200 $(GO) test -count=1 -timeout 60m ./tools/e2e
 
 .PHONY: faults
 faults: deps servers ## ten minutes of faults on a fleet; flags: make faults FAULTS='-h'

@@ -143,6 +143,7 @@ func TestDelete(t *testing.T) {
 // worker carry it out; another delete meanwhile is refused.
 func TestDeleteOverTheQueue(t *testing.T) {
 	t.Parallel()
+	slow(t)
 	f := newFleet(t)
 	f.env = append(f.env, "WALHERD_DELETE_SAFETY_AGE=0s")
 	f.worker("a")
@@ -194,12 +195,12 @@ func TestDeleteOverTheQueue(t *testing.T) {
 	}
 }
 
-// slow runs what mostly waits, for the lease of a killed worker or for the next
-// minute, only when asked.
+// slow runs what takes long, and what packages' own tests hold too, only when
+// asked.
 func slow(t *testing.T) {
 	t.Helper()
 	if os.Getenv("SLOW_TESTS") == "" {
-		t.Skip("waits for a minute: set SLOW_TESTS=1")
+		t.Skip("takes long: make slow runs it")
 	}
 }
 

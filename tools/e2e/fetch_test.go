@@ -250,6 +250,7 @@ func (b *bench) killedFetch(env []string, dir string, more int, args ...string) 
 // on with them makes the tree of a fetch without interruption.
 func TestFetchResumes(t *testing.T) {
 	t.Parallel()
+	slow(t)
 	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=3", "WALG_TAR_SIZE_THRESHOLD=1000000"})
 	b.c.Run("pgbench", "-i", "-q", "-s", "2", "postgres")
 	b.must("backup-push", b.c.DataDir())

@@ -156,6 +156,7 @@ func (b *bench) restoreTo(name string) *pgtest.Cluster {
 // the maps of two timelines.
 func TestMapsOverAPromotion(t *testing.T) {
 	t.Parallel()
+	slow(t)
 	b := newBench(t, []string{"WALG_USE_WAL_DELTA=true", "WALG_PG_WAL_SIZE=1", "WALG_DELTA_MAX_STEPS=3"},
 		pgtest.WithSegmentSize(1), pgtest.WithConf("autovacuum = off"))
 	b.c.SQL("CREATE TABLE t AS SELECT g, repeat('x', 500) v FROM generate_series(1, 5000) g; VACUUM FREEZE t")

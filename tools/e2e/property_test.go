@@ -45,7 +45,7 @@ const casesVar = "WALHERD_DELTA_CASES"
 // printed seed makes the same workload again.
 func TestIncrementsOfRandomWorkloads(t *testing.T) {
 	t.Parallel()
-	cases := 12
+	cases := 8
 	if text := os.Getenv(casesVar); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {

@@ -76,6 +76,7 @@ func TestConnectionSettings(t *testing.T) {
 // and what is kept with them, by flag and by environment.
 func TestChosenBases(t *testing.T) {
 	t.Parallel()
+	slow(t)
 	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=9"}, pgtest.WithConf("autovacuum = off"))
 	b.c.SQL("CREATE DATABASE doomed")
 	b.c.SQL("CREATE TABLE x AS SELECT g, repeat('x', 100) t FROM generate_series(1, 5000) g")

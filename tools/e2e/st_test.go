@@ -367,6 +367,7 @@ func TestStorageToolsTransfer(t *testing.T) {
 // TestCopyAndMoveBackups takes real backups elsewhere and restores them there.
 func TestCopyAndMoveBackups(t *testing.T) {
 	t.Parallel()
+	slow(t)
 	b := newBench(t, nil)
 	b.c.SQL("CREATE TABLE t AS SELECT generate_series(1, 1000) AS x")
 	b.must("backup-push", b.c.DataDir())

@@ -150,7 +150,7 @@ func TestShortRun(t *testing.T) {
 		}
 		round = n
 	}
-	args := []string{"--seed", fmt.Sprint(seeds[round%len(seeds)]), "--duration", "25s", "--hold", "3s", "--between", "8s", "--restores", "1"}
+	args := []string{"--seed", fmt.Sprint(seeds[round%len(seeds)]), "--duration", "15s", "--hold", "3s", "--between", "8s", "--restores", "1"}
 	if os.Getenv("WALHERD_FAULTS") == "" {
 		args = append(args, "--plain-disks")
 	}
