@@ -83,10 +83,18 @@ func TestAPausedNodeSaysNothing(t *testing.T) {
 	if err := c.Nodes[0].Pause(); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := b.Holder(short, "a.b"); err == nil {
-		t.Error("a paused node answers")
+	// The signal is on its way when it is sent: another processor may let the
+	// node answer once more.
+	silent := func() bool {
+		short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err := b.Holder(short, "a.b")
+		return err != nil
+	}
+	for asks := 1; !silent(); asks++ {
+		if asks == 1000 {
+			t.Fatal("a paused node answers")
+		}
 	}
 	if err := c.Nodes[0].Resume(); err != nil {
 		t.Fatal(err)
