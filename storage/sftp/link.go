@@ -248,6 +248,11 @@ func do[T any](ctx context.Context, b *Bucket, f func(l *link) (T, error), drop 
 	go func() {
 		defer l.release()
 		value, err := f(l)
+		if broken(err) {
+			// It takes a moment until the link knows by itself, and so long
+			// every other request would be given to it.
+			l.close()
+		}
 		done <- result{value, err}
 	}()
 	select {

@@ -368,13 +368,19 @@ func (up *upload) discard(f *sftp.File, dir string) {
 	go f.Close() // often closed before, or waits for a dead server
 	ctx, cancel := context.WithTimeout(up.b.life, grace)
 	defer cancel()
-	_, _ = do(ctx, up.b, func(l *link) (struct{}, error) {
-		err := l.files.Remove(up.b.place.at(up.temp))
-		if up.made {
-			up.b.removeEmpty(l, dir)
+	// What broke one connection has most likely broken the others too.
+	for range len(up.b.slots) + 1 {
+		_, err := do(ctx, up.b, func(l *link) (struct{}, error) {
+			err := l.files.Remove(up.b.place.at(up.temp))
+			if up.made && !broken(err) {
+				up.b.removeEmpty(l, dir)
+			}
+			return struct{}{}, err
+		}, nil)
+		if !broken(err) {
+			return
 		}
-		return struct{}{}, err
-	}, nil)
+	}
 }
 
 // removeEmpty removes dir and its parents as far as they are empty. The
