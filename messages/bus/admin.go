@@ -26,7 +26,7 @@ func (b *Bus) Stream(ctx context.Context, name string) (topology.Stream, bool, e
 	out := topology.Stream{
 		Name: c.Name, Subjects: c.Subjects, Retention: topology.Limits, Storage: topology.File,
 		Replicas: c.Replicas, MaxAge: c.MaxAge,
-		DropOld: c.Discard == jetstream.DiscardOld,
+		DropOld: c.Discard == jetstream.DiscardOld, Direct: c.AllowDirect,
 	}
 	// The broker reports "no bound" as -1.
 	out.MaxBytes = max(c.MaxBytes, 0)
@@ -44,7 +44,7 @@ func (b *Bus) Stream(ctx context.Context, name string) (topology.Stream, bool, e
 func (b *Bus) CreateStream(ctx context.Context, s topology.Stream) error {
 	c := jetstream.StreamConfig{
 		Name: s.Name, Subjects: s.Subjects, Replicas: s.Replicas, MaxAge: s.MaxAge,
-		MaxBytes: -1, Discard: jetstream.DiscardNew,
+		MaxBytes: -1, Discard: jetstream.DiscardNew, AllowDirect: s.Direct,
 	}
 	if s.MaxBytes > 0 {
 		c.MaxBytes = s.MaxBytes

@@ -10,6 +10,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -262,28 +263,79 @@ var ErrNoMessage = errors.New("no such message in the stream")
 const (
 	apiInfo           = "$JS.API.STREAM.INFO."
 	apiGet            = "$JS.API.STREAM.MSG.GET."
+	apiDirect         = "$JS.API.DIRECT.GET."
 	apiConsumerInfo   = "$JS.API.CONSUMER.INFO."
 	apiConsumerCreate = "$JS.API.CONSUMER.CREATE."
 	apiConsumerNext   = "$JS.API.CONSUMER.MSG.NEXT."
 )
 
-// Get reads the message with one sequence number.
+// Get reads the message with one sequence number: from any replica where the
+// stream lets them answer (topology.Stream.Direct), else from its leader.
 func (b *Bus) Get(ctx context.Context, stream string, seq uint64) (Message, error) {
 	s, err := b.stream(ctx, stream)
 	if err != nil {
 		return Message{}, err
 	}
+	if s.CachedInfo().Config.AllowDirect {
+		watched, stop := b.denials.watch(ctx, apiDirect+stream)
+		m, err := s.GetMsg(watched, seq)
+		stop()
+		if err == nil {
+			return Message{Header: m.Header, Data: m.Data}, nil
+		}
+		if ctx.Err() != nil {
+			return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, adminError(err))
+		}
+		// A replica may lag behind, or have lost what another still has.
+	}
+	return b.GetFromLeader(ctx, stream, seq)
+}
+
+// GetFromLeader reads the message with one sequence number from the stream's
+// leader, which knows of every message that was acknowledged.
+func (b *Bus) GetFromLeader(ctx context.Context, stream string, seq uint64) (Message, error) {
+	fail := func(err error) (Message, error) {
+		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, err)
+	}
 	watched, stop := b.denials.watch(ctx, apiGet+stream)
 	defer stop()
-	m, err := s.GetMsg(watched, seq)
-	switch err := ended(watched, err); {
-	case errors.Is(err, jetstream.ErrMsgNotFound):
-		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, ErrNoMessage)
-	case err != nil:
-		return Message{}, fmt.Errorf("read %s sequence %d: %w", stream, seq, adminError(err))
+	// Not with the library, which leaves the choice to a replica wherever the
+	// stream admits that.
+	limited, cancel := context.WithTimeout(watched, leaderTimeout)
+	defer cancel()
+	m, err := b.nc.RequestMsgWithContext(limited, b.message(ctx, apiGet+stream, nil, fmt.Appendf(nil, `{"seq":%d}`, seq)))
+	if err != nil {
+		return fail(adminError(ended(watched, err)))
 	}
-	return Message{Header: m.Header, Data: m.Data}, nil
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Header []byte `json:"hdrs"`
+			Data   []byte `json:"data"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return fail(err)
+	}
+	switch e := answer.Error; {
+	case e != nil && e.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return fail(ErrNoMessage)
+	case e != nil:
+		return fail(adminError(e))
+	}
+	out := Message{Data: answer.Message.Data}
+	if len(answer.Message.Header) > 0 {
+		h, err := nats.DecodeHeadersMsg(answer.Message.Header)
+		if err != nil {
+			return fail(err)
+		}
+		out.Header = Header(h)
+	}
+	return out, nil
 }
+
+// leaderTimeout is how long an answer may take while nodes elect a leader.
+const leaderTimeout = 5 * time.Second
 
 // Remove deletes one message; one that is gone already is no error.
 func (b *Bus) Remove(ctx context.Context, stream string, seq uint64) error {

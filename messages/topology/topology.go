@@ -56,6 +56,10 @@ type Stream struct {
 	// DropOld lets a full stream drop its oldest messages: for facts and
 	// dead letters only, where the newest matter most.
 	DropOld bool
+	// Direct lets every replica answer who asks for a message by its number,
+	// with the message itself. Else only the leader does, in base64 within JSON,
+	// which costs it and the asker more than the message.
+	Direct bool
 }
 
 // Consumer is one durable pull consumer.
@@ -142,7 +146,7 @@ func (c Config) Streams() []Stream {
 	}
 	// WALHERD_WORK is the last: who finds it knows that the others are there.
 	all := []Stream{
-		{Name: StreamWAL, Subjects: []string{"walherd.wal.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: c.MaxWALBytes},
+		{Name: StreamWAL, Subjects: []string{"walherd.wal.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: c.MaxWALBytes, Direct: true},
 		// Chunks can be produced again, so they are worth no disk and no replica.
 		{Name: StreamChunk, Subjects: []string{"walherd.chunk.>"}, Retention: WorkQueue, Storage: Memory, Replicas: 1, MaxBytes: c.MaxChunkBytes, MaxAge: time.Hour, MaxPerSubject: 4096},
 		{Name: StreamEvent, Subjects: []string{"walherd.event.>"}, Retention: Limits, Storage: store, Replicas: c.Replicas, MaxBytes: small, MaxAge: 7 * 24 * time.Hour, DropOld: true},
@@ -277,6 +281,7 @@ func streamDrift(got, want Stream) []Difference {
 	add("subjects", fmt.Sprint(got.Subjects), fmt.Sprint(want.Subjects), true)
 	add("storage", got.Storage, want.Storage, want.Storage == File)
 	add("replicas", got.Replicas, want.Replicas, false)
+	add("direct reads", got.Direct, want.Direct, false)
 	add("max bytes", got.MaxBytes, want.MaxBytes, false)
 	add("max age", got.MaxAge, want.MaxAge, false)
 	add("max messages per subject", got.MaxPerSubject, want.MaxPerSubject, false)

@@ -250,7 +250,9 @@ func (q *Queue) Open(ctx context.Context, ref messages.Ref) (Receiver, error) {
 	case ref.Carrier != queueCarrier:
 		return nil, unknown(ref)
 	case ref.SHA256 != "":
-		return &depositReceiver{q: q, ref: ref, sum: sha256.New()}, nil
+		// The reading ends with Close, whatever becomes of the caller's context.
+		life, end := context.WithCancel(context.WithoutCancel(ctx))
+		return &depositReceiver{q: q, ref: ref, sum: sha256.New(), life: life, end: end}, nil
 	}
 	tail, err := q.b.OpenTail(ctx, topology.StreamChunk, ref.ID, q.opt.Window)
 	if err != nil {
@@ -259,18 +261,35 @@ func (q *Queue) Open(ctx context.Context, ref messages.Ref) (Receiver, error) {
 	return &streamReceiver{q: q, tail: tail, subject: ref.ID, sum: sha256.New()}, nil
 }
 
+// readAhead is how many chunks of a deposit are asked for before they are
+// wanted: the store takes one meanwhile, and a far broker's answers overlap.
+const readAhead = 4
+
 // depositReceiver reads chunks by their sequence numbers.
 type depositReceiver struct {
 	q     *Queue
 	ref   messages.Ref
 	run   int    // index into ref.Seqs
 	step  uint64 // offset into that run
+	ahead []chan fetched
 	index int
 	off   int64
 	sum   hash.Hash
+
+	life    context.Context
+	end     context.CancelFunc
+	reading sync.WaitGroup
 }
 
-func (r *depositReceiver) Next(ctx context.Context) ([]byte, error) {
+// fetched is a chunk, or why there is none.
+type fetched struct {
+	seq uint64
+	m   bus.Message
+	err error
+}
+
+// ask begins to read the next chunk; false if there is none.
+func (r *depositReceiver) ask() bool {
 	for r.run < len(r.ref.Seqs) {
 		run := r.ref.Seqs[r.run]
 		seq := run.First + r.step
@@ -279,31 +298,65 @@ func (r *depositReceiver) Next(ctx context.Context) ([]byte, error) {
 			continue
 		}
 		r.step++
-		m, err := r.q.b.Get(ctx, topology.StreamWAL, seq)
-		if errors.Is(err, bus.ErrNoMessage) {
-			return nil, fmt.Errorf("%w: chunk %d is missing: %w", ErrDamaged, r.index, err)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := check(m.Header, m.Data, r.ref.ID, r.index, r.off); err != nil {
-			return nil, err
-		}
-		r.index++
-		r.off += int64(len(m.Data))
-		r.sum.Write(m.Data)
-		return m.Data, nil
+		got := make(chan fetched, 1)
+		r.ahead = append(r.ahead, got)
+		r.reading.Go(func() {
+			m, err := r.q.b.Get(r.life, topology.StreamWAL, seq)
+			got <- fetched{seq, m, err}
+		})
+		return true
 	}
-	if r.off != r.ref.Size {
-		return nil, fmt.Errorf("%w: %d bytes of %d", ErrDamaged, r.off, r.ref.Size)
-	}
-	if got := hex.EncodeToString(r.sum.Sum(nil)); got != r.ref.SHA256 {
-		return nil, fmt.Errorf("%w: SHA-256 is %s, sent as %s", ErrDamaged, got, r.ref.SHA256)
-	}
-	return nil, io.EOF
+	return false
 }
 
-func (r *depositReceiver) Close() {}
+func (r *depositReceiver) Next(ctx context.Context) ([]byte, error) {
+	for len(r.ahead) < readAhead && r.ask() {
+	}
+	if len(r.ahead) == 0 {
+		return nil, r.whole()
+	}
+	var got fetched
+	select {
+	case got = <-r.ahead[0]:
+		r.ahead = r.ahead[1:]
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if errors.Is(got.err, bus.ErrNoMessage) {
+		return nil, fmt.Errorf("%w: chunk %d is missing: %w", ErrDamaged, r.index, got.err)
+	}
+	if got.err != nil {
+		return nil, got.err
+	}
+	m := got.m
+	if err := check(m.Header, m.Data, r.ref.ID, r.index, r.off); err != nil {
+		// One replica's disk may have spoilt what another still has.
+		m, got.err = r.q.b.GetFromLeader(ctx, topology.StreamWAL, got.seq)
+		if got.err != nil || check(m.Header, m.Data, r.ref.ID, r.index, r.off) != nil {
+			return nil, err
+		}
+	}
+	r.index++
+	r.off += int64(len(m.Data))
+	r.sum.Write(m.Data)
+	return m.Data, nil
+}
+
+// whole compares what came with what was sent; io.EOF is that all is well.
+func (r *depositReceiver) whole() error {
+	if r.off != r.ref.Size {
+		return fmt.Errorf("%w: %d bytes of %d", ErrDamaged, r.off, r.ref.Size)
+	}
+	if got := hex.EncodeToString(r.sum.Sum(nil)); got != r.ref.SHA256 {
+		return fmt.Errorf("%w: SHA-256 is %s, sent as %s", ErrDamaged, got, r.ref.SHA256)
+	}
+	return io.EOF
+}
+
+func (r *depositReceiver) Close() {
+	r.end()
+	r.reading.Wait()
+}
 
 // Credit messages: "<index>" is the highest chunk index consumed, creditClosed
 // says that the receiver is gone.
