@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/walherd/walherd/messages"
@@ -80,19 +81,37 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 // write that the broker replicates and syncs, and a worker's slot waits for all.
 const removeAtOnce = 8
 
+// discardFor is how long a removal that fails is tried again: long enough for
+// nodes to elect a leader, which is when most fail. What is left fills the
+// queue until it is swept.
+const discardFor = 20 * time.Second
+
 // Discard implements Carrier.
 func (q *Queue) Discard(ctx context.Context, ref messages.Ref) error {
-	g, removing := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, discardFor)
+	defer cancel()
+	var g errgroup.Group // the others go on when one fails
 	g.SetLimit(removeAtOnce)
 	for _, run := range ref.Seqs {
-		for seq := run.First; seq <= run.Last && removing.Err() == nil; seq++ {
-			g.Go(func() error { return q.b.Remove(removing, topology.StreamWAL, seq) })
+		for seq := run.First; seq <= run.Last && ctx.Err() == nil; seq++ {
+			g.Go(func() error { return q.remove(ctx, seq) })
 		}
 	}
 	if err := cmp.Or(g.Wait(), context.Cause(ctx)); err != nil {
 		return fmt.Errorf("discard transfer: %w", err)
 	}
 	return nil
+}
+
+func (q *Queue) remove(ctx context.Context, seq uint64) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := q.b.Remove(ctx, topology.StreamWAL, seq)
+		if err != nil && !errors.Is(err, bus.ErrUnavailable) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	})
+	return err
 }
 
 // readAhead is how many chunks of a deposit are asked for before they are

@@ -154,7 +154,9 @@ func (r *rig) queued(ctx context.Context, want uint64, every time.Duration) erro
 // figureScaling: workers with one slot each, and nothing compressed, so that
 // the store is what they wait for.
 func figureScaling(ctx context.Context, o options, say func(string, ...any)) error {
-	const backlog = 24
+	// Long enough that the start of the later workers does not count for much.
+	const backlog = 60
+	o.queue = 2 << 30
 	o.slots, o.workers, o.compress, o.byHand = 1, 4, "none", true
 	return withRig(ctx, o, say, func(r *rig) error {
 		files, err := r.segments(backlog)
