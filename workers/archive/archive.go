@@ -1,10 +1,10 @@
 // Package archive stores WAL files: the handler of archive jobs.
 //
 // It fails by an outcome: a conflict (an object of the same name with other
-// content, where that must not be replaced) and a permanent storage error are
-// rejected for good, damaged bytes and storage trouble are tried again. The
-// object is whole or absent in every case, and storing the same file twice is
-// success.
+// content, where that must not be replaced), an object of that name that cannot
+// be read, and a permanent storage error are rejected for good, damaged bytes
+// and storage trouble are tried again. The object is whole or absent in every
+// case, and storing the same file twice is success.
 //
 // A job whose file was acknowledged to PostgreSQL from the queue is another
 // matter: there may be no other copy. It is given up only where no try can
@@ -40,6 +40,11 @@ import (
 
 // ErrConflict marks an object that exists with other content.
 var ErrConflict = errors.New("already archived with other content")
+
+// ErrUnreadable marks an object that exists, must not be replaced, and cannot
+// be compared with the file: it is damaged, or was written with another key or
+// a compression that this program has not.
+var ErrUnreadable = errors.New("already archived as an object that cannot be read")
 
 // Handler stores WAL files. All fields but Tries are required.
 type Handler struct {
@@ -155,7 +160,9 @@ func reason(err error) messages.Reason {
 // holdOn is the outcome of a failed try at an acknowledged job. What only
 // lasts (a storage that is away, full or read-only, a key that is not there)
 // must not end it, so the last try but one puts the job into the queue again
-// as a new one; where that fails, the old one is held. Damage is tried as
+// as a new one; where that fails, the old one is held. So it is with an
+// archived object that cannot be read (ErrUnreadable): once somebody has
+// removed it, or given the right key, the file is stored. Damage is tried as
 // often as any failure, because another replica of the broker may have the
 // chunk.
 func (h *Handler) holdOn(ctx context.Context, job runner.Job, aj messages.ArchiveJob, err error) error {
@@ -197,7 +204,7 @@ func (h *Handler) holdOn(ctx context.Context, job runner.Job, aj messages.Archiv
 // final tells the errors that no other try would mend.
 func final(err error) bool {
 	return slices.ContainsFunc([]error{
-		ErrConflict, storage.ErrPermanent, storage.ErrName, transit.ErrUnknownRef, seal.ErrNoPrivateKey, seal.ErrWrongKey,
+		ErrConflict, ErrUnreadable, storage.ErrPermanent, storage.ErrName, transit.ErrUnknownRef, seal.ErrNoPrivateKey, seal.ErrWrongKey,
 	}, func(e error) bool { return errors.Is(err, e) })
 }
 
@@ -304,6 +311,10 @@ func (h *Handler) put(ctx context.Context, where *repo.Repo, aj messages.Archive
 // and compares it with the file. storage.ErrNotExist if there is nothing.
 func (h *Handler) compareExisting(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob) (stored, error) {
 	key, ext, err := where.FindWAL(ctx, aj.Name, h.Codec.Compress.Method.Extension(), compress.Extensions())
+	var unknown *repo.UnknownExtensionError
+	if errors.As(err, &unknown) {
+		return stored{}, unreadable(aj.Name, unknown.Key, err)
+	}
 	if err != nil {
 		return stored{}, fmt.Errorf("look for archived %s: %w", aj.Name, err)
 	}
@@ -313,6 +324,9 @@ func (h *Handler) compareExisting(ctx context.Context, where *repo.Repo, aj mess
 	}
 	defer old.Close()
 	plain, err := h.Codec.Open(ctx, old, ext)
+	if undecodable(err) {
+		return stored{}, unreadable(aj.Name, key, err)
+	}
 	if err != nil {
 		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
 	}
@@ -323,6 +337,9 @@ func (h *Handler) compareExisting(ctx context.Context, where *repo.Repo, aj mess
 	}
 	defer r.Close()
 	same, err := equal(ctx, plain, r)
+	if undecodable(err) {
+		return stored{}, unreadable(aj.Name, key, err)
+	}
 	if err != nil {
 		return stored{}, fmt.Errorf("compare with archived %s: %w", key, err)
 	}
@@ -330,6 +347,19 @@ func (h *Handler) compareExisting(ctx context.Context, where *repo.Repo, aj mess
 		return stored{}, fmt.Errorf("WAL file %s: %w as %s: two clusters may be archiving to one place; nothing was overwritten", aj.Name, ErrConflict, key)
 	}
 	return stored{object: key[strings.LastIndexByte(key, '/')+1:], equal: true}, nil
+}
+
+func unreadable(name, key string, err error) error {
+	return fmt.Errorf("WAL file %s: %w, %s: nothing was overwritten (with the key or the program that wrote it, it can be compared; one that is damaged stands in the way until it is removed: st rm %s): %w",
+		name, ErrUnreadable, key, key, err)
+}
+
+// undecodable tells a stored object that is bad, or not for this key, from a
+// storage or a key service that fails while it is read: decoders pass on those
+// errors as they are.
+func undecodable(err error) bool {
+	return slices.ContainsFunc([]error{compress.ErrCorrupt, seal.ErrCorrupt, seal.ErrWrongKey, seal.ErrNoPrivateKey},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 // equal reads both ends to the first difference.
