@@ -98,10 +98,17 @@ func isSegment(name string) bool {
 
 // bringWAL makes the destination, whole or not at all.
 func (a *app) bringWAL(ctx context.Context, stores *storages, name, destination string) error {
-	// PostgreSQL makes a restored file durable itself before it relies on it.
-	return durable.WriteFile(destination, 0o600, func(w io.Writer) error {
-		return a.copyWAL(ctx, stores, name, w)
-	}, durable.Options{NoReplace: true, NoSync: true})
+	for try := 1; ; try++ {
+		// PostgreSQL makes a restored file durable itself before it relies on it.
+		err := durable.WriteFile(destination, 0o600, func(w io.Writer) error {
+			return a.copyWAL(ctx, stores, name, w)
+		}, durable.Options{NoReplace: true, NoSync: true})
+		// What cannot be read from the queue any more may have been stored
+		// while it was read.
+		if try > 1 || !errors.Is(err, transit.ErrDamaged) && !errors.Is(err, transit.ErrUnknownRef) {
+			return err
+		}
+	}
 }
 
 // copyWAL writes one archived file.
@@ -111,10 +118,14 @@ func (a *app) copyWAL(ctx context.Context, stores *storages, name string, w io.W
 		return err
 	}
 	r, key, ext, err := findWAL(ctx, stores, name, codec.Compress.Method.Extension())
-	if errors.Is(err, errWALAbsent) {
+	if errors.Is(err, errWALAbsent) && a.set.Walherd.NATSURL != "" {
 		if found, qerr := a.copyQueued(ctx, name, w); found {
 			return qerr
 		}
+		// A worker may have stored it after the storage was asked, and have
+		// ended its job before the queue was: said to be absent, it would end
+		// the recovery.
+		r, key, ext, err = findWAL(ctx, stores, name, codec.Compress.Method.Extension())
 	}
 	if err != nil {
 		return err
@@ -147,9 +158,6 @@ const queueLimit = 3 * time.Second
 // worker has stored yet. found is whether the queue has it; a broker that
 // does not answer has not, and is warned of.
 func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found bool, err error) {
-	if a.set.Walherd.NATSURL == "" {
-		return false, nil
-	}
 	look, cancel := context.WithTimeout(ctx, queueLimit)
 	defer cancel()
 	job, b, err := a.queuedJob(look, name)
