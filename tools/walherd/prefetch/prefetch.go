@@ -84,13 +84,20 @@ func (s Store) Take(ctx context.Context, name, destination string) (bool, error)
 // a rename or a removal; false when there is no such fetch, or it stands still
 // and was cleared away.
 func (s Store) awaitGrowth(ctx context.Context, name string) bool {
-	size, since := int64(-1), time.Now()
+	var (
+		size  int64
+		since time.Time // it grew last
+	)
 	for n := 0; ; n++ {
 		info, err := os.Stat(s.running(name))
 		if err != nil {
 			return n > 0
 		}
 		switch {
+		case n == 0:
+			// One that died long ago is not given any more time; a clock that
+			// was set back gives none either.
+			size, since = info.Size(), earlier(info.ModTime(), time.Now())
 		case info.Size() != size:
 			size, since = info.Size(), time.Now()
 		case time.Since(since) > stalled:
@@ -104,6 +111,13 @@ func (s Store) awaitGrowth(ctx context.Context, name string) bool {
 			return false
 		}
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // check judges a file that is meant to be a segment.
@@ -222,8 +236,8 @@ func (s Store) one(ctx context.Context, seg pg.SegmentName) (err error) {
 	return os.Rename(s.running(name), s.path(name))
 }
 
-// clear removes segments of older timelines, and those up to and including
-// seg: recovery does not come back to them.
+// clear removes segments of older timelines, and those before seg: recovery does
+// not come back to them.
 func (s Store) clear(seg pg.SegmentName) {
 	for _, dir := range []string{s.dir(), filepath.Join(s.dir(), "running")} {
 		entries, err := os.ReadDir(dir)

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/engine/wal"
@@ -274,21 +276,40 @@ func TestOneFetchesWhileOthersWait(t *testing.T) {
 	}
 }
 
-// TestADeadPrefetcherIsNotWaitedFor: what it left is cleared away.
+// TestADeadPrefetcherIsNotWaitedFor: what it left is cleared away, and at once
+// if it is old: a crash leaves as many as were being fetched.
 func TestADeadPrefetcherIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
-	s := store(t, &archive{t: t, last: 100})
-	left := filepath.Join(s.Base, ".wal-g/prefetch/running", name(2))
-	if err := os.MkdirAll(filepath.Dir(left), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if ok, err := s.Take(t.Context(), name(2), filepath.Join(t.TempDir(), "x")); ok || err != nil {
-		t.Fatalf("taken: %v, %v", ok, err)
-	}
-	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
-		t.Fatalf("still there: %v", err)
+	for about, tc := range map[string]struct{ age, least, most time.Duration }{
+		"just now":              {0, 2 * time.Second, 3 * time.Second},
+		"an hour ago":           {time.Hour, 0, 100 * time.Millisecond},
+		"before a clock's step": {-time.Hour, 2 * time.Second, 3 * time.Second},
+	} {
+		t.Run(about, func(t *testing.T) {
+			t.Parallel()
+			s := store(t, &archive{t: t, last: 100})
+			left, to := filepath.Join(s.Base, ".wal-g/prefetch/running", name(2)), filepath.Join(t.TempDir(), "x")
+			if err := os.MkdirAll(filepath.Dir(left), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				begin := time.Now()
+				if err := os.Chtimes(left, begin.Add(-tc.age), begin.Add(-tc.age)); err != nil {
+					t.Fatal(err)
+				}
+				if ok, err := s.Take(t.Context(), name(2), to); ok || err != nil {
+					t.Fatalf("taken: %v, %v", ok, err)
+				}
+				if took := time.Since(begin); took < tc.least || took > tc.most {
+					t.Errorf("waited for %s", took)
+				}
+			})
+			if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("still there: %v", err)
+			}
+		})
 	}
 }
