@@ -167,7 +167,9 @@ func (s *Spool) State() (SpoolState, error) {
 }
 
 // put copies the file at path into the spool. The copy is durable when put
-// returns. A copy that is there already is used, and its time starts anew.
+// returns. A copy that is there already is used, and its time starts anew; one
+// that has gone bad is replaced, for PostgreSQL has the file still, and would
+// be refused it for ever.
 func (s *Spool) put(ctx context.Context, path, name string) (entry, error) {
 	e, err := digest(path, name)
 	if err != nil {
@@ -178,18 +180,22 @@ func (s *Spool) put(ctx context.Context, path, name string) (entry, error) {
 	if err := ctx.Err(); err != nil {
 		return entry{}, context.Cause(ctx)
 	}
-	if info, err := os.Stat(s.path(e)); err == nil && info.Size() == e.size {
+	old, err := digest(s.path(e), name)
+	if err == nil && old == e {
 		if err := s.touch(e); err != nil {
 			return entry{}, err
 		}
 		// Whoever made it may have died before it synced the directory.
 		return e, durable.SyncDir(s.dir)
 	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		s.opt.Logger.Warn("a copy in the spool has gone bad, making it anew", telemetry.KeyPath, s.path(e), telemetry.KeyError, err)
+	}
 	state, err := s.State()
 	if err != nil {
 		return entry{}, err
 	}
-	if state.Bytes+e.size > s.opt.MaxBytes {
+	if state.Bytes-old.size+e.size > s.opt.MaxBytes {
 		return entry{}, fmt.Errorf("copy %s to the spool: %w: %d files, %d of %d bytes wait to be stored (are workers running? WALHERD_SPOOL_MAX_BYTES)",
 			name, ErrSpoolFull, state.Files, state.Bytes, s.opt.MaxBytes)
 	}

@@ -315,6 +315,17 @@ func TestASpoolFileThatRottedIsNotSent(t *testing.T) {
 	if n, err := q.b.Depth(t.Context(), topology.StreamWAL); err != nil || n != 1 { // the first push's chunk
 		t.Fatalf("%d chunks, %v", n, err)
 	}
+	// As long as PostgreSQL has the file and asks, it is archived.
+	q.push()
+	q.want(1, 1)
+	if e, err := digest(path, historyFile); err != nil || e != all[0].entry {
+		t.Fatalf("the copy is %+v, %v", e, err)
+	}
+	if err := os.Truncate(path, 7); err != nil {
+		t.Fatal(err)
+	}
+	q.push()
+	q.want(1, 2)
 }
 
 // TestRunFollowsTheEvents of a resident process.
