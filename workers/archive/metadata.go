@@ -52,11 +52,13 @@ func putMetadata(ctx context.Context, where *repo.Repo, aj messages.ArchiveJob) 
 }
 
 // gatherMetadata makes group.json of the objects group0.json to groupF.json, and
-// of what it holds already: a second try finds some gathered.
+// of what it holds already: a second try finds some gathered. It is read last:
+// what another worker, with the same job, gathers meanwhile is gone from its own
+// object only when group.json has it.
 func gatherMetadata(ctx context.Context, where *repo.Repo, group string) error {
 	all := map[string]json.RawMessage{}
 	var gathered []string
-	for _, last := range append([]string{""}, strings.Split("0123456789ABCDEF", "")...) {
+	for _, last := range append(strings.Split("0123456789ABCDEF", ""), "") {
 		key := repo.WALKey(group + last + ".json")
 		one, err := readMetadata(ctx, where, key)
 		if errors.Is(err, storage.ErrNotExist) {
@@ -66,7 +68,9 @@ func gatherMetadata(ctx context.Context, where *repo.Repo, group string) error {
 			return err
 		}
 		for name, entry := range one {
-			all[name] = entry
+			if _, newer := all[name]; !newer {
+				all[name] = entry
+			}
 		}
 		if last != "" {
 			gathered = append(gathered, key)

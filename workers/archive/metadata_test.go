@@ -1,6 +1,7 @@
 package archive_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/storage"
+	"github.com/walherd/walherd/storage/mem"
 	"github.com/walherd/walherd/storage/repo"
 )
 
@@ -111,5 +113,62 @@ func TestBulkMetadataLosesNothing(t *testing.T) {
 	push(names[3])
 	if got := slices.Compact(told()); !slices.Equal(got, names) {
 		t.Fatalf("after another push, told are %v", got)
+	}
+}
+
+// meanwhile is a bucket that does something after its nth Open.
+type meanwhile struct {
+	storage.Bucket
+	n     int
+	do    func()
+	opens int
+}
+
+func (m *meanwhile) Open(ctx context.Context, name string, rng storage.Range) (io.ReadCloser, error) {
+	r, err := m.Bucket.Open(ctx, name, rng)
+	if m.opens++; m.opens == m.n {
+		m.do()
+	}
+	return r, err
+}
+
+// TestTwoWorkersGather the same group: the job of the file that ends it was
+// handed out twice, and the second is done amid the first.
+func TestTwoWorkersGather(t *testing.T) {
+	t.Parallel()
+	const group = "00000001000000000000001"
+	for _, n := range []int{1, 2, 9, 16, 17} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			b := newHandlerBench(t)
+			store := mem.New()
+			plain, hooked := repo.New(store, "default"), repo.New(&meanwhile{Bucket: store, n: n}, "default")
+			use := plain
+			b.h.Choose = func(context.Context) (*repo.Repo, error) { return use, nil }
+			push := func(i int) {
+				t.Helper()
+				name := fmt.Sprintf("%s%X", group, i)
+				if err := b.try(messages.ArchiveJob{Name: name, Bytes: b.deposit(name), Metadata: messages.WALMetadataBulk, Created: time.Now()}, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range 15 {
+				push(i)
+			}
+			met := false
+			hooked.Bucket().(*meanwhile).do = func() { met, use = true, plain; push(15) }
+			use = hooked
+			push(15)
+			use = plain
+			told := map[string]bool{}
+			for _, content := range b.jsonObjects() {
+				for name := range content {
+					told[name] = true
+				}
+			}
+			if len(told) != 16 || !met {
+				t.Errorf("told are %d of 16 files: %v", len(told), told)
+			}
+		})
 	}
 }
