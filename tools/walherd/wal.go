@@ -264,23 +264,28 @@ func (a *app) walPrefetch() *cobra.Command {
 }
 
 // findWAL looks for a file in every storage that can be read; the first that
-// has it wins. errWALAbsent only if each of them answered that it has not: to
-// PostgreSQL that is the end of the archive, and recovery ends there.
+// has it wins, also behind one that fails without being known to be down.
+// errWALAbsent only if each of them answered that it has not: to PostgreSQL
+// that is the end of the archive, and recovery ends there.
 func findWAL(ctx context.Context, stores *storages, name, preferred string) (r *repo.Repo, key, ext string, err error) {
 	repos, err := stores.readers(ctx)
 	if err != nil {
 		return nil, "", "", fmt.Errorf("fetch WAL %s: %w", name, err)
 	}
-	var absent error
+	var absent, failed error
 	for _, r := range repos {
 		key, ext, err := r.FindWAL(ctx, name, preferred, compress.Extensions())
 		switch {
 		case err == nil:
 			return r, key, ext, nil
-		case !errors.Is(err, storage.ErrNotExist):
-			return nil, "", "", fmt.Errorf("fetch WAL %s: %w", name, err)
+		case errors.Is(err, storage.ErrNotExist):
+			absent = err
+		default:
+			failed = errors.Join(failed, err)
 		}
-		absent = err
+	}
+	if failed != nil {
+		return nil, "", "", fmt.Errorf("fetch WAL %s: %w", name, failed)
 	}
 	if down := stores.down(ctx); len(down) > 0 {
 		return nil, "", "", fmt.Errorf("fetch WAL %s: it is in no storage that can be read, and storage %s cannot be read now", name, strings.Join(down, ", "))

@@ -105,3 +105,26 @@ func TestFetchOfWhatIsBeingStored(t *testing.T) {
 		t.Errorf("stored while it is read from the queue: %v", err)
 	}
 }
+
+// TestFetchBehindAFailingStorage: one that fails and is not known to be down
+// does not hide what another has, and does not let it be called absent.
+func TestFetchBehindAFailingStorage(t *testing.T) {
+	t.Parallel()
+	const name = "00000002.history"
+	second := mem.New()
+	set, err := failover.Open(failover.Options{Members: []failover.Member{
+		{Name: failover.Primary, Bucket: storagetest.NewFaulty(mem.New(), storagetest.Fault{Op: storagetest.Stat}), ID: "a"},
+		{Name: "spare", Bucket: second, ID: "b"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	if _, _, _, err := findWAL(t.Context(), &storages{set: set}, name, "lz4"); !errors.Is(err, storagetest.ErrInjected) || errors.Is(err, errWALAbsent) {
+		t.Errorf("in none that answers: %v", err)
+	}
+	storagetest.MustPut(t, second, repo.WALKey(name), nil)
+	if r, key, _, err := findWAL(t.Context(), &storages{set: set}, name, "lz4"); err != nil || r.Name() != "spare" || key != repo.WALKey(name) {
+		t.Errorf("in the second: %q, %v", key, err)
+	}
+}
