@@ -247,8 +247,12 @@ func (p *pushProgress) finish() {
 	p.total.Finish()
 }
 
-// Begin implements basebackup.Tracker.
+// Begin implements basebackup.Tracker. What has no size (the documents of the
+// backup, not the data) is in no total: for many small files it is as large.
 func (p *pushProgress) Begin(object string, size int64) {
+	if size == 0 {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.parts[object] = p.total.Part(object, size)
