@@ -39,7 +39,9 @@ var errWhole = errors.New("no increment can be made of the file")
 // A page that is torn is judged by its LSN all the same, and rightly: if it
 // changed before the backup began, old and new version on disk both tell so,
 // and what changed later is in the WAL as an image of the whole page.
-func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, buf []byte) (*set, int64, error) {
+//
+// Pages that m names are chosen as well if they are marked all visible.
+func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, m *marks, buf []byte) (*set, int64, error) {
 	chosen := newSet(size / pageSize)
 	buf = buf[:int64(len(buf))/pageSize*pageSize]
 	var at int64
@@ -52,12 +54,12 @@ func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, buf []byte) (*set, 
 		whole := int64(n) / pageSize * pageSize
 		for o := int64(0); o < whole; o += pageSize {
 			p := b[o : o+pageSize]
-			changed, ok := judge(p, since)
+			changed, ok := judge(p, since, m.may((at+o)/pageSize))
 			for i := 0; !ok && i < rereads; i++ {
 				if _, err := f.ReadAt(p, at+o); err != nil && err != io.EOF {
 					return nil, 0, err
 				}
-				changed, ok = judge(p, since)
+				changed, ok = judge(p, since, m.may((at+o)/pageSize))
 			}
 			if !ok {
 				return nil, 0, errWhole
@@ -75,12 +77,12 @@ func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, buf []byte) (*set, 
 }
 
 // judge tells whether a page belongs in an increment; ok is false when there is
-// no telling.
-func judge(p []byte, since pg.LSN) (changed, ok bool) {
+// no telling. marked: if the page is all visible, it may have become so lately.
+func judge(p []byte, since pg.LSN, marked bool) (changed, ok bool) {
 	h := page.ParseHeader(p)
 	switch {
 	case h.Plausible(len(p)):
-		return h.LSN >= since, true
+		return h.LSN >= since || marked && h.Flags&page.AllVisible != 0, true
 	case h.IsNew():
 		return true, true
 	}
@@ -108,8 +110,9 @@ func lookup(m ChangeMap, name string, size, pageSize int64) (*set, error) {
 
 // choose picks the pages for an increment of the file called name, and the
 // length to record.
-func choose(m ChangeMap, f io.ReaderAt, name string, size, pageSize int64, since pg.LSN, buf []byte) (*set, int64, error) {
-	if m != nil {
+func (o *Opener) choose(f io.ReaderAt, name string, size int64) (*set, int64, error) {
+	pageSize := int64(o.opt.PageSize)
+	if m := o.opt.Changes; m != nil {
 		chosen, err := lookup(m, name, size, pageSize)
 		if err == nil || errors.Is(err, errWhole) {
 			return chosen, size, err
@@ -118,5 +121,12 @@ func choose(m ChangeMap, f io.ReaderAt, name string, size, pageSize int64, since
 			return nil, 0, fmt.Errorf("look up changed pages: %w", err)
 		}
 	}
-	return scan(f, size, pageSize, since, buf)
+	var m *marks
+	if !o.opt.HintsLogged {
+		var err error
+		if m, err = o.readMarks(name, size); err != nil {
+			return nil, 0, err
+		}
+	}
+	return scan(f, size, pageSize, o.opt.Since, m, o.buf)
 }

@@ -204,7 +204,7 @@ func (r *torn) ReadAt(p []byte, at int64) (int, error) {
 func TestTornPageIsReadAgain(t *testing.T) {
 	t.Parallel()
 	for bad, want := range map[int]error{1: nil, rereads: nil, rereads + 1: errWhole} {
-		chosen, _, err := scan(&torn{bytes.NewReader(heap(10, 1)), bad}, size, size, 10, make([]byte, bufferSize))
+		chosen, _, err := scan(&torn{bytes.NewReader(heap(10, 1)), bad}, size, size, 10, nil, make([]byte, bufferSize))
 		if !errors.Is(err, want) || err == nil && !chosen.has(0) {
 			t.Errorf("%d bad readings: %v", bad, err)
 		}
@@ -639,7 +639,7 @@ func BenchmarkScan(b *testing.B) {
 	buf := make([]byte, bufferSize)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		if _, _, err := scan(f, int64(len(data)), page.DefaultSize, 100, buf); err != nil {
+		if _, _, err := scan(f, int64(len(data)), page.DefaultSize, 100, nil, buf); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -647,7 +647,7 @@ func BenchmarkScan(b *testing.B) {
 
 func BenchmarkApply(b *testing.B) {
 	data := benchFile(b, 10)
-	chosen, _, err := scan(bytes.NewReader(data), int64(len(data)), page.DefaultSize, 100, make([]byte, bufferSize))
+	chosen, _, err := scan(bytes.NewReader(data), int64(len(data)), page.DefaultSize, 100, nil, make([]byte, bufferSize))
 	if err != nil {
 		b.Fatal(err)
 	}

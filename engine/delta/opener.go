@@ -9,6 +9,7 @@ import (
 
 	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/pack"
+	"github.com/walherd/walherd/engine/page"
 	"github.com/walherd/walherd/engine/pg"
 )
 
@@ -25,8 +26,14 @@ type Options struct {
 	// Changes, if not nil, says which pages have changed; only those are
 	// read. Without it every page is read for its LSN.
 	Changes ChangeMap
-	// PageSize in bytes.
-	PageSize int
+	// PageSize in bytes. FileBlocks is how many pages a file of a relation
+	// holds at most; 0 is page.PagesPerFile.
+	PageSize, FileBlocks int
+	// HintsLogged: the cluster has data checksums, so that no page changes
+	// without its LSN. Else pages that were marked all visible are looked for
+	// by the visibility map. What wal_log_hints says now does not tell what it
+	// said before.
+	HintsLogged bool
 }
 
 // Opener gives a part of an increment backup its content. Like every Opener it
@@ -47,6 +54,9 @@ type Opener struct {
 func NewOpener(opt Options) (*Opener, error) {
 	if !validPageSize(opt.PageSize) {
 		return nil, fmt.Errorf("make increments: page size %d is not a power of two from 1024 to 32768", opt.PageSize)
+	}
+	if opt.FileBlocks == 0 {
+		opt.FileBlocks = int(page.PagesPerFile(opt.PageSize))
 	}
 	return &Opener{opt: opt, whole: pack.NewFiles(opt.Root)}, nil
 }
@@ -105,7 +115,7 @@ func (o *Opener) increment(e *cluster.Entry) (_ pack.Body, err error) {
 	// A file that was cut since the walk is recorded as short as it is; one
 	// that grew is cut to what the walk saw.
 	size := min(e.Size, info.Size()/pageSize*pageSize)
-	chosen, size, err := choose(o.opt.Changes, f, e.Name, size, pageSize, o.opt.Since, o.buf)
+	chosen, size, err := o.choose(f, e.Name, size)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,10 @@ const HeaderSize = 24
 // (RELSEG_SIZE): files of 1 GiB, as PostgreSQL is built by default.
 func PagesPerFile(size int) uint32 { return uint32(1 << 30 / size) }
 
+// AllVisible is the flag of a heap page all of whose tuples are visible to
+// everybody (PD_ALL_VISIBLE).
+const AllVisible = 0x0004
+
 const (
 	knownFlags = 0x0007 // PD_VALID_FLAG_BITS
 	maxVersion = 5      // PG_PAGE_LAYOUT_VERSION is 4 since 8.3

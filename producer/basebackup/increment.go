@@ -129,6 +129,6 @@ func (b *backup) contents() (pack.Opener, error) {
 	}
 	return delta.NewOpener(delta.Options{
 		Root: b.listing.Root, Actions: b.actions, Since: *b.Parent.Sentinel.LSN, PageSize: b.server.BlockSize,
-		Changes: b.changes,
+		FileBlocks: b.server.FileBlocks, HintsLogged: b.server.DataChecksums, Changes: b.changes,
 	})
 }

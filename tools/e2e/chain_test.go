@@ -213,7 +213,7 @@ func backUpStill(t testing.TB, dir string, lsn pg.LSN, trusted time.Time, parent
 		if err != nil {
 			t.Fatal(err)
 		}
-		if open, err = delta.NewOpener(delta.Options{Root: listing.Root, Actions: b.actions, Since: *parent.link.Sentinel.LSN, PageSize: page.DefaultSize, Changes: m}); err != nil {
+		if open, err = delta.NewOpener(delta.Options{Root: listing.Root, Actions: b.actions, Since: *parent.link.Sentinel.LSN, PageSize: page.DefaultSize, HintsLogged: b.control.DataChecksums, Changes: m}); err != nil {
 			t.Fatal(err)
 		}
 	}
