@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -568,6 +569,27 @@ func TestPlan(t *testing.T) {
 	want := []Action{Skip, Increment, Whole, Whole, Increment, Increment, Skip, Whole, Whole, Increment, Skip}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	// A database whose PG_VERSION is another has files that only look as if
+	// an increment could be made of them, in whichever tablespace.
+	const far = replayLag + time.Hour
+	entries = []cluster.Entry{
+		entry("/base/7/PG_VERSION", 3, fresh), entry("/base/7/1", size, fresh), entry("/pg_tblspc/9/PG_15_202209061/7/1", size, fresh),
+		entry("/base/7/2", size, old), // what is as the parent has it cannot be another
+		entry("/base/8/PG_VERSION", 3, old), entry("/base/8/1", size, fresh),
+		entry("/pg_tblspc/9/PG_15_202209061/6/PG_VERSION", 3, fresh), entry("/pg_tblspc/9/PG_15_202209061/6/1", size, fresh), // moved
+		entry("/base/10/PG_VERSION", 3, start.Add(-far)), entry("/base/10/1", size, fresh), // of a clone
+		entry("/PG_VERSION", 3, fresh), entry("/base/11/1", size, fresh),
+	}
+	parent = map[string]manifest.File{}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name, "/6/PG_VERSION") {
+			parent[e.Name] = same
+		}
+	}
+	want = []Action{Whole, Whole, Whole, Skip, Skip, Increment, Whole, Whole, Whole, Increment, Whole, Increment}
+	if got, err = Plan(entries, Parent{Start: start, Files: files}, size); err != nil || !slices.Equal(got, want) {
+		t.Errorf("renewed databases: %v\ngot  %v\nwant %v", err, got, want)
 	}
 	if got, err = Plan(entries, Parent{Files: files}, size); err != nil || slices.Contains(got, Skip) {
 		t.Errorf("a parent of unknown age: %v, %v", got, err)

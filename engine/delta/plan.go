@@ -11,6 +11,7 @@ import (
 
 	"github.com/walherd/walherd/engine/cluster"
 	"github.com/walherd/walherd/engine/manifest"
+	"github.com/walherd/walherd/engine/wal"
 )
 
 // Action is what an increment backup does with an entry.
@@ -135,16 +136,62 @@ func Plan(entries []cluster.Entry, parent Parent, pageSize int) ([]Action, error
 		order[i] = int32(i)
 	}
 	slices.SortFunc(order, func(a, b int32) int { return cmp.Compare(entries[a].Name, entries[b].Name) })
+	kept := map[int32]bool{}
 	err := parent.Files(func(name string, f manifest.File) error {
 		at, found := slices.BinarySearchFunc(order, name, func(i int32, name string) int { return cmp.Compare(entries[i].Name, name) })
 		if found {
 			i := order[at]
 			actions[i] = Decide(&entries[i], f, parent.Start, pageSize)
+			if _, ok := versionOf(name); ok && entries[i].ModTime().Equal(f.MTime) {
+				kept[i] = true
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("plan increment: read the parent's list of files: %w", err)
 	}
+	renew(entries, actions, kept, parent.Start)
 	return actions, nil
+}
+
+// replayLag is by how much a standby may have been behind when it gave the
+// parent, generously.
+const replayLag = 24 * time.Hour
+
+// renew has the files of databases stored whole that were made or moved since
+// the parent: CREATE DATABASE with the strategy FILE_COPY copies pages with
+// their LSNs, older than the parent, and a number may come back (CREATE DATABASE
+// ... OID). What tells is the file PG_VERSION in a database's directory, which
+// nothing ever writes to again. kept are those that are as the parent has them.
+//
+// On a server that was restored or cloned, all these files are new; there, only
+// their time tells what came after the parent.
+func renew(entries []cluster.Entry, actions []Action, kept map[int32]bool, start time.Time) {
+	renewed := map[uint32]bool{}
+	for i := range entries {
+		e := &entries[i]
+		if db, ok := versionOf(e.Name); ok && !kept[int32(i)] && (start.IsZero() || e.ModTime().After(start.Add(-replayLag))) {
+			renewed[db] = true
+		}
+	}
+	for i := range entries {
+		if actions[i] != Increment {
+			continue
+		}
+		if f, err := wal.ParseFile(entries[i].Name); err == nil && renewed[f.Database] {
+			actions[i] = Whole
+		}
+	}
+}
+
+// versionOf gives the database that name is the file PG_VERSION of.
+func versionOf(name string) (db uint32, ok bool) {
+	dir, ok := strings.CutSuffix(name, "/PG_VERSION")
+	if !ok {
+		return 0, false
+	}
+	// As a file of the database's, to have its path taken apart.
+	f, err := wal.ParseFile(dir + "/1")
+	return f.Database, err == nil && f.Database != 0
 }
