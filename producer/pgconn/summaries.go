@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walherd/walherd/engine/changes"
 	"github.com/walherd/walherd/engine/pg"
@@ -41,8 +42,8 @@ type SummaryRange struct {
 // Summaries gives the blocks that changed in the range, out of the summaries
 // that a server with summarize_wal on keeps in pg_wal/summaries (PostgreSQL 17
 // and later). The Map covers all of the range; when the server has not kept it
-// all, or has not come to its end within the wait, the error wraps
-// ErrNoSummaries. The role needs to be a superuser or to have been granted
+// all, has not come to its end within the wait, or cannot read them, the error
+// wraps ErrNoSummaries. The role needs to be a superuser or to have been granted
 // EXECUTE on the functions used.
 //
 // Summaries are not to be relied on for visibility maps; the Map is: it looks
@@ -57,17 +58,17 @@ func (c *Conn) Summaries(ctx context.Context, want SummaryRange) (*changes.Map, 
 	}
 	layout, err := c.summaryLayout(ctx)
 	if err != nil {
-		return nil, explain(doing, err)
+		return nil, noSummaries(doing, err)
 	}
 	spans, err := c.awaitSummaries(ctx, want)
 	if err != nil {
-		return nil, explain(doing, err)
+		return nil, noSummaries(doing, err)
 	}
 	var all *changes.Map
 	for _, s := range spans {
 		m, err := c.summary(ctx, layout, s)
 		if err != nil {
-			return nil, explain(fmt.Sprintf("%s: the one from %s", doing, s), err)
+			return nil, noSummaries(fmt.Sprintf("%s: the one from %s", doing, s), err)
 		}
 		if all == nil {
 			all = m
@@ -79,6 +80,22 @@ func (c *Conn) Summaries(ctx context.Context, want SummaryRange) (*changes.Map, 
 		return nil, fmt.Errorf("%s: %w: %w", doing, ErrNoSummaries, err)
 	}
 	return all, nil
+}
+
+// noSummaries explains a failure, which wraps ErrNoSummaries also when the server
+// refuses an answer and the session lives on: a file that is damaged, or was
+// removed since it was listed, or a role that may not look, is no reason for a
+// host to be without backups.
+func noSummaries(doing string, err error) error {
+	// What is worse than ERROR ends the session.
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.SeverityUnlocalized == "ERROR" && pgErr.Code != codeQueryCanceled {
+		hint := ""
+		if pgErr.Code == codeInsufficientRights {
+			hint = " (grant the role EXECUTE on pg_available_wal_summaries, pg_wal_summary_contents and pg_get_wal_summarizer_state)"
+		}
+		return fmt.Errorf("%s: %w: %w%s", doing, ErrNoSummaries, err, hint)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // summaryLayout asks how relations are cut, and whether there are summaries to
