@@ -17,6 +17,10 @@ const (
 	archivePollMax = 250 * time.Millisecond
 )
 
+// archiveWarning is after how long a person is told what a wait is for, as the
+// server tells it; then again after twice as long.
+const archiveWarning = time.Minute
+
 // archiveStatsTimeout bounds the question why archiving hangs.
 const archiveStatsTimeout = 5 * time.Second
 
@@ -27,7 +31,8 @@ const archiveStatsTimeout = 5 * time.Second
 // It looks at the files in dataDir, the server's data directory on this host,
 // as the server itself does: the server's own wait looks once a second. It
 // lasts until ctx ends; then the error wraps the context's cause and names the
-// segment and the last failure the archiver counted.
+// segment and the last failure the archiver counted. So does the log, from time
+// to time: without a limit a broken archive_command is waited for forever.
 func (c *Conn) ArchiveWait(ctx context.Context, dataDir string, stop Stop) error {
 	active, err := c.archivingNow(ctx)
 	if err != nil || !active {
@@ -44,7 +49,10 @@ func (c *Conn) ArchiveWait(ctx context.Context, dataDir string, stop Stop) error
 		names = append(names, stop.HistoryFile)
 	}
 	for _, name := range names {
-		if err := awaitArchived(ctx, wal, name); err != nil {
+		err := awaitArchived(ctx, wal, name, func(so time.Duration) {
+			c.log.Warn("still waiting for WAL of the backup to be archived", "file", name, "for", so, "archiver", c.archiverSays(ctx))
+		})
+		if err != nil {
 			if ctx.Err() != nil {
 				return fmt.Errorf("await archiving of %s: %w (%s)", name, err, c.archiverSays(ctx))
 			}
@@ -71,9 +79,11 @@ func (c *Conn) archivingNow(ctx context.Context) (bool, error) {
 	return archiving(mode, inRecovery), nil
 }
 
-// awaitArchived polls until name is archived or ctx ends.
-func awaitArchived(ctx context.Context, wal, name string) error {
+// awaitArchived polls until name is archived or ctx ends. waiting is told when
+// that takes long.
+func awaitArchived(ctx context.Context, wal, name string, waiting func(so time.Duration)) error {
 	pause := archivePollMin
+	began, told := time.Now(), archiveWarning
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
@@ -85,6 +95,10 @@ func awaitArchived(ctx context.Context, wal, name string) error {
 		busy, err := archiveBusy(wal, name)
 		if err != nil || !busy {
 			return err
+		}
+		if so := time.Since(began); so >= told {
+			waiting(so.Round(time.Second))
+			told *= 2
 		}
 		next.Reset(pause)
 		pause = min(pause*3/2, archivePollMax)

@@ -1,10 +1,14 @@
 package pgconn
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -196,5 +200,27 @@ func TestTopLevelSurvivesACircle(t *testing.T) {
 	topLevel(map[uint32]relation{
 		1: {oid: 1, name: "s.a", parents: []uint32{2}},
 		2: {oid: 2, name: "s.b", parents: []uint32{1}},
+	})
+}
+
+// TestLongWaitIsTold: someone who waits for a broken archive is told so, ever
+// less often.
+func TestLongWaitIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		wal := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(wal, "archive_status"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(wal, "archive_status", "000000010000000000000002.ready"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		var told []time.Duration
+		err := awaitArchived(ctx, wal, "000000010000000000000002", func(so time.Duration) { told = append(told, so) })
+		if want := []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute}; !errors.Is(err, context.DeadlineExceeded) || !slices.Equal(told, want) {
+			t.Fatalf("told after %v, want %v; %v", told, want, err)
+		}
 	})
 }
