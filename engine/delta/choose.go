@@ -40,13 +40,19 @@ var errWhole = errors.New("no increment can be made of the file")
 // changed before the backup began, old and new version on disk both tell so,
 // and what changed later is in the WAL as an image of the whole page.
 //
-// Pages that m names are chosen as well if they are marked all visible.
-func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, m *marks, buf []byte) (*set, int64, error) {
+// Pages that m names are chosen as well if they are marked all visible. look is
+// as in Options.
+func scan(f io.ReaderAt, size, pageSize int64, since pg.LSN, m *marks, buf []byte, look func(n int) error) (*set, int64, error) {
 	chosen := newSet(size / pageSize)
 	buf = buf[:int64(len(buf))/pageSize*pageSize]
 	var at int64
 	for at < size {
 		b := buf[:min(size-at, int64(len(buf)))]
+		if look != nil {
+			if err := look(len(b)); err != nil {
+				return nil, 0, err
+			}
+		}
 		n, err := f.ReadAt(b, at)
 		if err != nil && err != io.EOF {
 			return nil, 0, err
@@ -128,5 +134,5 @@ func (o *Opener) choose(f io.ReaderAt, name string, size int64) (*set, int64, er
 			return nil, 0, err
 		}
 	}
-	return scan(f, size, pageSize, o.opt.Since, m, o.buf)
+	return scan(f, size, pageSize, o.opt.Since, m, o.buf, o.opt.Look)
 }

@@ -205,7 +205,7 @@ func (r *torn) ReadAt(p []byte, at int64) (int, error) {
 func TestTornPageIsReadAgain(t *testing.T) {
 	t.Parallel()
 	for bad, want := range map[int]error{1: nil, rereads: nil, rereads + 1: errWhole} {
-		chosen, _, err := scan(&torn{bytes.NewReader(heap(10, 1)), bad}, size, size, 10, nil, make([]byte, bufferSize))
+		chosen, _, err := scan(&torn{bytes.NewReader(heap(10, 1)), bad}, size, size, 10, nil, make([]byte, bufferSize), nil)
 		if !errors.Is(err, want) || err == nil && !chosen.has(0) {
 			t.Errorf("%d bad readings: %v", bad, err)
 		}
@@ -245,6 +245,43 @@ func TestChangeMap(t *testing.T) {
 	}
 	if got, incremented = write(t, disk, 4*size, 10, numbers{whole: true}); incremented || !bytes.Equal(got, disk) {
 		t.Errorf("whole: incremented %v, %d bytes", incremented, len(got))
+	}
+}
+
+// TestLook: whoever waits for an increment hears of all that is read for it, and
+// can end the reading.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Dir(root+relFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	disk := bytes.Repeat(heap(1, 1), 3*bufferSize/size+1)
+	if err := os.WriteFile(root+relFile, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var looked, most int
+	errEnough := errors.New("enough")
+	o, err := NewOpener(Options{Root: root, Actions: []Action{Increment}, Since: 10, PageSize: size, Look: func(n int) error {
+		if looked += n; most > 0 && looked > most {
+			return errEnough
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &cluster.Entry{Name: relFile, Size: int64(len(disk))}
+	body, err := o.Open(0, e)
+	if err != nil || looked != len(disk) {
+		t.Fatalf("looked at %d bytes of %d: %v", looked, len(disk), err)
+	}
+	if err := body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	looked, most = 0, len(disk)/2
+	if _, err := o.Open(0, e); !errors.Is(err, errEnough) {
+		t.Fatalf("got %v", err)
 	}
 }
 
@@ -661,7 +698,7 @@ func BenchmarkScan(b *testing.B) {
 	buf := make([]byte, bufferSize)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		if _, _, err := scan(f, int64(len(data)), page.DefaultSize, 100, nil, buf); err != nil {
+		if _, _, err := scan(f, int64(len(data)), page.DefaultSize, 100, nil, buf, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -669,7 +706,7 @@ func BenchmarkScan(b *testing.B) {
 
 func BenchmarkApply(b *testing.B) {
 	data := benchFile(b, 10)
-	chosen, _, err := scan(bytes.NewReader(data), int64(len(data)), page.DefaultSize, 100, nil, make([]byte, bufferSize))
+	chosen, _, err := scan(bytes.NewReader(data), int64(len(data)), page.DefaultSize, 100, nil, make([]byte, bufferSize), nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -34,6 +34,10 @@ type Options struct {
 	// by the visibility map. What wal_log_hints says now does not tell what it
 	// said before.
 	HintsLogged bool
+	// Look, if not nil, is called before n bytes of a file are read that may
+	// not be given out: an increment of megabytes can take the reading of
+	// terabytes, in which its reader gets nothing. An error ends Open.
+	Look func(n int) error
 }
 
 // Opener gives a part of an increment backup its content. Like every Opener it

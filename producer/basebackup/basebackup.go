@@ -414,8 +414,8 @@ func (b *backup) storePart(name string, part pack.Part, from copied, readers <-c
 		read:   free,
 		copy:   from.source,
 		copied: from.report,
-		open: func() (content, error) {
-			files, err := b.opener()
+		open: func(alive func() error) (content, error) {
+			files, err := b.opener(limiter, alive)
 			if err != nil {
 				return nil, err
 			}

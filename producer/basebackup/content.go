@@ -14,8 +14,8 @@ type memory struct {
 	total   int64
 }
 
-func newMemory(data []byte, entryBytes int64) func() (content, error) {
-	return func() (content, error) {
+func newMemory(data []byte, entryBytes int64) opener {
+	return func(func() error) (content, error) {
 		return &memory{left: data, entries: entryBytes, total: int64(len(data))}, nil
 	}
 }
@@ -42,8 +42,8 @@ type written struct {
 
 // newWritten makes content of what write writes. write is called anew for each
 // reading and must write the same.
-func newWritten(write func(io.Writer) error) func() (content, error) {
-	return func() (content, error) {
+func newWritten(write func(io.Writer) error) opener {
+	return func(func() error) (content, error) {
 		r, w := io.Pipe()
 		go func() { w.CloseWithError(write(w)) }() // ends when r is closed
 		return written{r}, nil

@@ -115,20 +115,33 @@ func (b *backup) planIncrement(ctx context.Context) (iter.Seq[pack.Item], int64,
 func (b *backup) skipped(i int32) bool { return b.actions != nil && b.actions[i] == delta.Skip }
 
 // opener gives one attempt at a part its content.
-func (b *backup) opener() (pack.Opener, error) {
-	files, err := b.contents()
+func (b *backup) opener(limiter pack.Limiter, alive func() error) (pack.Opener, error) {
+	files, err := b.contents(limiter, alive)
 	if err != nil || !b.Verify {
 		return files, err
 	}
 	return verify.New(files, verify.Options{Root: b.listing.Root, Start: b.start.LSN, PageSize: b.server.BlockSize, All: b.AllCorrupt})
 }
 
-func (b *backup) contents() (pack.Opener, error) {
+func (b *backup) contents(limiter pack.Limiter, alive func() error) (pack.Opener, error) {
 	if b.actions == nil {
 		return pack.NewFiles(b.listing.Root), nil
 	}
 	return delta.NewOpener(delta.Options{
 		Root: b.listing.Root, Actions: b.actions, Since: *b.Parent.Sentinel.LSN, PageSize: b.server.BlockSize,
 		FileBlocks: b.server.FileBlocks, HintsLogged: b.server.DataChecksums, Changes: b.changes,
+		Look: func(n int) error {
+			for n > 0 {
+				if err := alive(); err != nil || limiter == nil {
+					return err
+				}
+				step := min(n, pack.LimiterBurst)
+				if err := limiter.WaitN(b.run.ctx, step); err != nil {
+					return fmt.Errorf("wait for the disk rate limit: %w", err)
+				}
+				n -= step
+			}
+			return nil
+		},
 	})
 }

@@ -1,6 +1,7 @@
 package basebackup
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -28,12 +29,17 @@ type content interface {
 	Close() error
 }
 
+// opener starts one reading of an object. alive is to be called in the reading's
+// own goroutine for as long as there is work and nothing to give out; its error
+// ends the reading.
+type opener func(alive func() error) (content, error)
+
 // object is one object of the backup on its way to storage.
 type object struct {
 	name string // messages.PartJob.Part
 	size int64  // bytes to come, roughly: for the progress display
-	// open starts one reading; it is called again for another attempt.
-	open func() (content, error)
+	// open is called again for another attempt.
+	open opener
 	// read is called when an attempt has been read to its end or has failed:
 	// the disk is free for the next object.
 	read func()
@@ -72,8 +78,10 @@ type run struct {
 	backup  pg.BackupName
 	log     *slog.Logger
 	track   Tracker
-	// idle is how long an object may make no progress.
-	idle time.Duration
+	// idle is how long an object may make no progress. quiet is after how
+	// long a worker that waits for bytes hears that there will be some; 0 is
+	// 20 seconds, since it gives up after 2 minutes.
+	idle, quiet time.Duration
 
 	id      string
 	subject string
@@ -101,6 +109,9 @@ func startRun(ctx context.Context, r *run) (*run, error) {
 	r.subject = messages.RunSubject(r.cluster, r.id)
 	r.objects = map[string]*object{}
 	r.committed = make(chan struct{})
+	if r.quiet == 0 {
+		r.quiet = 20 * time.Second
+	}
 	r.ctx, r.fail = context.WithCancelCause(ctx)
 	unhear, err := r.bus.Listen(ctx, r.subject, r.hear)
 	if err != nil {
@@ -344,7 +355,16 @@ func (r *run) attempt(m bus.Incoming, s messages.Say, o *object, attempt int) {
 var errReading = errors.New("cannot read what is to be backed up")
 
 func (r *run) send(sender transit.Sender, o *object, attempt int) error {
-	c, err := o.open()
+	sent := time.Now()
+	var lost error // the worker, while there was nothing to send
+	c, err := o.open(func() error {
+		r.moved(o)
+		if lost == nil && time.Since(sent) > r.quiet {
+			// An empty chunk is one like any other, and takes no room in buf.
+			sent, lost = time.Now(), sender.Send(r.ctx, sender.Buffer()[:0])
+		}
+		return cmp.Or(lost, context.Cause(r.ctx))
+	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errReading, err)
 	}
@@ -353,7 +373,7 @@ func (r *run) send(sender transit.Sender, o *object, attempt int) error {
 		buf := sender.Buffer()
 		n, err := c.Fill(r.ctx, buf)
 		if err != nil && err != io.EOF {
-			if r.ctx.Err() != nil {
+			if r.ctx.Err() != nil || lost != nil {
 				return err // the reading was told to stop
 			}
 			return fmt.Errorf("%w: %w", errReading, err)
@@ -362,10 +382,9 @@ func (r *run) send(sender transit.Sender, o *object, attempt int) error {
 			if err := sender.Send(r.ctx, buf[:n]); err != nil {
 				return err
 			}
+			sent = time.Now()
 			r.track.Add(o.name, int64(n))
-			r.mu.Lock()
-			o.moved = time.Now()
-			r.mu.Unlock()
+			r.moved(o)
 		}
 		if err != nil {
 			break
@@ -376,6 +395,13 @@ func (r *run) send(sender transit.Sender, o *object, attempt int) error {
 	o.reports[attempt] = c.Report()
 	r.mu.Unlock()
 	return sender.Close(r.ctx)
+}
+
+// moved notes that an object makes progress.
+func (r *run) moved(o *object) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o.moved = time.Now()
 }
 
 // Tracker is told the progress of a backup. It is safe for concurrent use.

@@ -217,13 +217,74 @@ func (unreadable) Close() error                              { return nil }
 func TestUnreadableFileFailsTheRun(t *testing.T) {
 	t.Parallel()
 	carriers(t, func(t *testing.T, b *testBundle) {
-		done := b.store(&object{name: "p.tar", open: func() (content, error) { return unreadable{}, nil }})
+		done := b.store(&object{name: "p.tar", open: func(func() error) (content, error) { return unreadable{}, nil }})
 		r := b.open(b.claim("p.tar"))
 		if _, err := r.Next(context.Background()); !errors.Is(err, transit.ErrAborted) {
 			t.Fatalf("receive: %v, want ErrAborted", err)
 		}
 		if o := <-done; !errors.Is(o.err, errUnreadable) {
 			t.Fatalf("got %v", o.err)
+		}
+	})
+}
+
+// sparse is content that takes long looks for what it gives.
+type sparse struct {
+	content
+	alive func() error
+	looks int
+}
+
+func (s sparse) Fill(ctx context.Context, buf []byte) (int, error) {
+	for range s.looks {
+		if err := s.alive(); err != nil {
+			return 0, err
+		}
+	}
+	return s.content.Fill(ctx, buf)
+}
+
+// TestLongLooks: a part whose files are read for long without a byte to store
+// makes progress, its worker hears of it, and one that is gone ends the reading
+// and not the run.
+func TestLongLooks(t *testing.T) {
+	t.Parallel()
+	carriers(t, func(t *testing.T, b *testBundle) {
+		b.run.quiet = time.Nanosecond
+		want := bytes.Repeat([]byte("walherd "), 300_000)
+		o := &object{name: "p.tar"}
+		var moved bool
+		o.open = func(alive func() error) (content, error) {
+			b.run.mu.Lock()
+			o.moved = time.Time{}
+			b.run.mu.Unlock()
+			if err := alive(); err != nil {
+				return nil, err
+			}
+			b.run.mu.Lock()
+			moved = !o.moved.IsZero()
+			b.run.mu.Unlock()
+			c, err := newMemory(want, 0)(alive)
+			return sparse{c, alive, 100}, err
+		}
+		done := b.store(o)
+		gone := b.open(b.claim("p.tar"))
+		if chunk, err := gone.Next(context.Background()); err != nil || len(chunk) > 0 {
+			t.Fatalf("first a sign of life: %d bytes, %v", len(chunk), err)
+		}
+		gone.Close()
+		a := b.claim("p.tar")
+		if got := b.receive(a); !bytes.Equal(got, want) {
+			t.Fatalf("received %d bytes of %d", len(got), len(want))
+		}
+		if !moved {
+			t.Error("a look was no progress")
+		}
+		if v := b.say(reported("p.tar", a.Attempt)).Verdict; v != messages.VerdictGo {
+			t.Fatalf("report: %s", v)
+		}
+		if o := <-done; o.err != nil {
+			t.Fatal(o.err)
 		}
 	})
 }
