@@ -27,7 +27,14 @@ type Parent struct {
 	// that was chosen, also when the increment is then taken of that one's
 	// full backup.
 	Count int
+	// DataChecksums: the cluster had them; nil is not known.
+	DataChecksums *bool
 }
+
+// errNoChecksums: pg_checksums gives every page its checksum and none a new LSN,
+// nor does it write WAL, so that an increment leaves pages to the parent which
+// the restored server takes for corrupt.
+var errNoChecksums = errors.New("data checksums were enabled since")
 
 func (p *Parent) increment() *manifest.Increment {
 	root := p.Name
@@ -50,6 +57,9 @@ func (b *backup) checkParent() error {
 		err = delta.CheckParent(p.Name, p.Sentinel, delta.Position{
 			LSN: b.start.LSN, SystemID: b.server.SystemID, Version: b.server.Version, History: h,
 		})
+	}
+	if err == nil && b.server.DataChecksums && p.DataChecksums != nil && !*p.DataChecksums {
+		err = fmt.Errorf("build on backup %s: %w", p.Name, errNoChecksums)
 	}
 	switch {
 	case errors.Is(err, delta.ErrAhead), errors.Is(err, delta.ErrOtherSystem):

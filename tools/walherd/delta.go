@@ -35,6 +35,8 @@ type deltaBase struct {
 	Name     pg.BackupName   `json:"name,omitempty"`
 	Sentinel json.RawMessage `json:"sentinel,omitempty"`
 	Count    int             `json:"count,omitempty"`
+	// Checksums: its cluster had data checksums; nil is not known.
+	Checksums *bool `json:"checksums,omitempty"`
 	// Full is why a full backup is to be taken; Warn if a person should
 	// know.
 	Full string `json:"full,omitempty"`
@@ -167,6 +169,7 @@ func (a *app) findBase(ctx context.Context, f *fleet, req deltaRequest, without 
 		if base, err = chooseBase(ctx, r, req); err != nil {
 			return nil, err
 		}
+		a.noteChecksums(ctx, r, &base)
 		list = func(ctx context.Context, w io.Writer, name pg.BackupName) error { return copyFiles(ctx, r, name, w) }
 	} else {
 		var out bytes.Buffer
@@ -192,7 +195,7 @@ func (a *app) findBase(ctx context.Context, f *fleet, req deltaRequest, without 
 	if err != nil {
 		return nil, fmt.Errorf("base of the increment: backup %s: %w", base.Name, err)
 	}
-	return &basebackup.Parent{Name: base.Name, Sentinel: s, Count: base.Count, Files: func(v manifest.FilesVisitor) error {
+	return &basebackup.Parent{Name: base.Name, Sentinel: s, Count: base.Count, DataChecksums: base.Checksums, Files: func(v manifest.FilesVisitor) error {
 		r, w := io.Pipe()
 		go func() { w.CloseWithError(list(ctx, w, base.Name)) }() // ends when r is closed
 		err := manifest.ReadFiles(r, v)
@@ -276,6 +279,7 @@ func (a *app) deltaBaseCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			a.noteChecksums(ctx, r, &base)
 			return json.NewEncoder(a.stdout).Encode(base)
 		},
 	}
