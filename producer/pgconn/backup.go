@@ -45,6 +45,13 @@ type Stop struct {
 	Label, TablespaceMap string
 }
 
+// ErrSameStart: another session takes a backup that starts in the same segment
+// and so has the same name.
+var ErrSameStart = errors.New("a backup from the same start is being taken")
+
+// startTries is how often a primary is asked for a start of its own.
+const startTries = 5
+
 // ErrNoBackup is StopBackup without a started backup.
 var ErrNoBackup = errors.New("no backup was started in this session")
 
@@ -52,6 +59,13 @@ var ErrNoBackup = errors.New("no backup was started in this session")
 // checkpoint, at full speed if fast is set, else spread over minutes
 // (checkpoint_completion_target); the call lasts as long. The session must
 // stay open until StopBackup.
+//
+// The name of a backup is its start segment. A primary begins a segment for each
+// backup, but one for two that begin at once, and a standby has one start until
+// its next restart point: parts of one backup would take the place of the
+// other's. So the session locks the segment's name, for as long as it lasts,
+// against all that use the same database of the server. On a primary a start that
+// is taken is given up for a later one; on a standby it is ErrSameStart.
 //
 // A role that is no superuser needs EXECUTE on pg_backup_start and
 // pg_backup_stop; before version 15 on pg_start_backup and pg_stop_backup.
@@ -61,6 +75,32 @@ func (c *Conn) StartBackup(ctx context.Context, label string, fast bool) (Start,
 		return Start{}, fmt.Errorf("start backup: %w", err)
 	}
 	defer release()
+	for try := 1; ; try++ {
+		start, err := c.startOnce(ctx, label, fast)
+		if err != nil {
+			return Start{}, err
+		}
+		var alone bool
+		err = c.conn.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended($1, 0))", "walherd backup "+start.Segment.String()).Scan(&alone)
+		switch {
+		case err != nil:
+			return Start{}, explain("start backup: lock its name", err)
+		case alone:
+			c.backup = &start
+			return start, nil
+		case start.InRecovery:
+			return Start{}, fmt.Errorf("start backup: %w by another session, at %s (wait for it, or for the next restart point)", ErrSameStart, start.LSN)
+		case try == startTries:
+			return Start{}, fmt.Errorf("start backup: %w by another session, at %s (try again)", ErrSameStart, start.LSN)
+		}
+		c.log.Info("another backup starts in the same segment, starting in a later one", "segment", start.Segment)
+		if _, err := c.conn.Exec(ctx, "SELECT lsn FROM "+c.stopCall()); err != nil {
+			return Start{}, explain("start backup: give a start up", err)
+		}
+	}
+}
+
+func (c *Conn) startOnce(ctx context.Context, label string, fast bool) (Start, error) {
 	call := "pg_backup_start(label => $1, fast => $2)"
 	if c.version.Major() < 15 {
 		call = "pg_start_backup(label => $1, fast => $2, exclusive => false)"
@@ -69,12 +109,14 @@ func (c *Conn) StartBackup(ctx context.Context, label string, fast bool) (Start,
 	if err := c.conn.QueryRow(ctx, "SELECT "+call+"::text", label, fast).Scan(&lsn); err != nil {
 		return Start{}, explain("start backup", err)
 	}
-	start, err := c.describeStart(ctx, lsn)
-	if err != nil {
-		return Start{}, err
+	return c.describeStart(ctx, lsn)
+}
+
+func (c *Conn) stopCall() string {
+	if c.version.Major() < 15 {
+		return "pg_stop_backup(exclusive => false, wait_for_archive => false)"
 	}
-	c.backup = &start
-	return start, nil
+	return "pg_backup_stop(wait_for_archive => false)"
 }
 
 func (c *Conn) describeStart(ctx context.Context, lsn string) (Start, error) {
@@ -165,15 +207,11 @@ func (c *Conn) StopBackup(ctx context.Context, timeout time.Duration) (Stop, err
 			return Stop{}, fmt.Errorf("stop backup: set timeout: %w", err)
 		}
 	}
-	call := "pg_backup_stop(wait_for_archive => false)"
-	if c.version.Major() < 15 {
-		call = "pg_stop_backup(exclusive => false, wait_for_archive => false)"
-	}
 	var (
 		stop Stop
 		lsn  string
 	)
-	err = c.conn.QueryRow(ctx, "SELECT lsn::text, coalesce(labelfile, ''), coalesce(spcmapfile, '') FROM "+call).
+	err = c.conn.QueryRow(ctx, "SELECT lsn::text, coalesce(labelfile, ''), coalesce(spcmapfile, '') FROM "+c.stopCall()).
 		Scan(&lsn, &stop.Label, &stop.TablespaceMap)
 	switch {
 	case err != nil && timeout > 0 && sqlState(err) == codeQueryCanceled:

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/walherd/walherd/engine/pg"
 	"github.com/walherd/walherd/producer/pgconn"
 	"github.com/walherd/walherd/producer/pgtest"
@@ -366,5 +368,59 @@ func BenchmarkBackup(b *testing.B) {
 		if err := c.ArchiveWait(b.Context(), pgt.DataDir(), stop); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestStartsAreUnique: the segment that a backup starts in is its name, and no
+// two sessions get the same at a time.
+func TestStartsAreUnique(t *testing.T) {
+	t.Parallel()
+	pgt := pgtest.New(t, pgtest.WithSegmentSize(1))
+	const sessions = 5
+	var conns [sessions]*pgconn.Conn
+	for i := range conns {
+		conns[i] = connect(t, pgt.ConnString())
+	}
+	var starts [sessions]pgconn.Start
+	for range 4 {
+		g, ctx := errgroup.WithContext(t.Context())
+		for i, c := range conns {
+			g.Go(func() (err error) {
+				starts[i], err = c.StartBackup(ctx, "at once", true)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for i, s := range starts {
+			if seen[s.Segment.String()] {
+				t.Fatalf("two backups start in %s", s.Segment)
+			}
+			seen[s.Segment.String()] = true
+			if _, err := conns[i].StopBackup(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	standby := pgt.NewStandby()
+	pgt.SQL("CHECKPOINT")
+	pgt.CatchUp(standby)
+	first, second := connect(t, standby.ConnString()), connect(t, standby.ConnString())
+	if _, err := first.StartBackup(t.Context(), "first", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.StartBackup(t.Context(), "second", true); !errors.Is(err, pgconn.ErrSameStart) {
+		t.Fatalf("a second backup from one restart point: %v", err)
+	}
+	if err := first.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	third := connect(t, standby.ConnString())
+	standby.Await("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", "0")
+	if _, err := third.StartBackup(t.Context(), "third", true); err != nil {
+		t.Fatal(err)
 	}
 }
