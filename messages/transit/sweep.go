@@ -1,6 +1,7 @@
 package transit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,29 +13,35 @@ import (
 	"github.com/walherd/walherd/messages/topology"
 )
 
+// ErrUnread marks a listing without the jobs that this build does not
+// understand: what they need is unknown.
+var ErrUnread = errors.New("a queued job cannot be read")
+
 // PendingArchives calls fn for every archive job of a cluster that is in the
 // work queue, also one that a worker is at, with the time it was queued. Jobs
-// that come or go meanwhile may be missed or seen. A job that this build does
-// not understand is an error: what it needs is unknown.
+// that come or go meanwhile may be missed or seen. ErrUnread comes after all
+// others were told.
 func PendingArchives(ctx context.Context, b *bus.Bus, c messages.Cluster, fn func(messages.ArchiveJob, time.Time)) error {
+	var unread error
 	for from := uint64(1); ; {
 		m, err := b.GetNext(ctx, topology.StreamWork, messages.WorkSubject(messages.KindArchive, c), from)
 		if errors.Is(err, bus.ErrNoMessage) {
-			return nil
+			return unread
 		}
 		if err != nil {
 			return fmt.Errorf("list archive jobs: %w", err)
 		}
+		from = m.Seq + 1
 		env, err := messages.Decode(m.Data)
-		if err != nil {
-			return fmt.Errorf("list archive jobs: sequence %d: %w", m.Seq, err)
+		var job messages.ArchiveJob
+		if err == nil {
+			job, err = messages.Unpack[messages.ArchiveJob](env)
 		}
-		job, err := messages.Unpack[messages.ArchiveJob](env)
 		if err != nil {
-			return fmt.Errorf("list archive jobs: sequence %d: %w", m.Seq, err)
+			unread = cmp.Or(unread, fmt.Errorf("list archive jobs: %w: sequence %d: %w", ErrUnread, m.Seq, err))
+			continue
 		}
 		fn(job, m.Time)
-		from = m.Seq + 1
 	}
 }
 

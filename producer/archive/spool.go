@@ -407,7 +407,10 @@ func (s *Spool) resend(ctx context.Context, p *Pusher, urgent map[entry]bool) er
 			queued[entry{name: j.Name, sha256: j.Bytes.SHA256, size: j.Bytes.Size}] = true
 		}
 	})
-	if err != nil {
+	if errors.Is(err, transit.ErrUnread) {
+		// A file that is sent twice is stored once.
+		s.opt.Logger.Warn("settle spool", telemetry.KeyError, err)
+	} else if err != nil {
 		return fmt.Errorf("settle spool: %w", err)
 	}
 	var failed error

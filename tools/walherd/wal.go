@@ -198,11 +198,11 @@ func (a *app) queuedJob(ctx context.Context, name string) (job messages.ArchiveJ
 			job, found = j, true
 		}
 	})
-	if err != nil || !found {
-		b.Close()
-		return job, nil, err
+	if found {
+		return job, b, nil // whatever else is queued
 	}
-	return job, b, nil
+	b.Close()
+	return job, nil, err
 }
 
 // prefetchStore is where WAL for a destination is prefetched to.
