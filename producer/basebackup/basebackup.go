@@ -159,6 +159,9 @@ func (p *Pusher) push(ctx context.Context) (res Result, err error) {
 			b.run.fail(cause)
 		}
 	})()
+	if err := b.run.fits(b.parts); err != nil {
+		return res, err
+	}
 	if err := b.storeParts(); err != nil {
 		return res, err
 	}

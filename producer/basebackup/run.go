@@ -92,6 +92,7 @@ type run struct {
 
 	mu        sync.Mutex
 	objects   map[string]*object
+	last      time.Time // when any of them made progress
 	committed chan struct{}
 	over      bool
 }
@@ -145,16 +146,38 @@ func (r *run) store(o *object) (stored, error) {
 	if err != nil {
 		return stored{}, err
 	}
-	if err := r.await(o.done, func() time.Time {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return o.moved
-	}); err != nil {
+	if err := r.await(o.done, func() time.Time { return r.lastMove(o) }); err != nil {
 		return stored{}, fmt.Errorf("store %s: %w", o.name, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return stored{object: o.result.Object, size: o.result.StoredBytes, Report: o.reports[o.result.Attempt]}, nil
+}
+
+// commitRoom is what the commit job holds beside the names of objects: the
+// backup's two documents.
+const commitRoom = 32 << 10
+
+// fits is an error if a backup of these parts could not be committed: its one
+// job names them all, and the broker bounds a message. To learn it after hours
+// would be late.
+func (r *run) fits(parts []pack.Part) error {
+	job := messages.CommitJob{Backup: r.backup, Run: r.subject}
+	for _, p := range parts {
+		job.Objects = append(job.Objects, messages.StoredObject{Name: p.Name() + ".lz4", Size: p.Size})
+	}
+	data, err := messages.Encode(messages.KindCommit, r.cluster, time.Now(), job)
+	if err != nil {
+		return err
+	}
+	return r.within(messages.KindCommit, len(data)+commitRoom)
+}
+
+func (r *run) within(kind messages.Kind, size int) error {
+	if int64(size) > r.bus.MaxPayload() {
+		return fmt.Errorf("%s job of %d bytes is over the broker's limit of %d (raise max_payload, or use a larger WALG_TAR_SIZE_THRESHOLD)", kind, size, r.bus.MaxPayload())
+	}
+	return nil
 }
 
 // commit publishes the commit job and waits for its end.
@@ -172,8 +195,8 @@ func (r *run) publish(kind messages.Kind, body any) error {
 	if err != nil {
 		return err
 	}
-	if int64(len(data)) > r.bus.MaxPayload() {
-		return fmt.Errorf("%s job of %d bytes is over the broker's limit of %d (raise max_payload, or use a larger WALG_TAR_SIZE_THRESHOLD)", kind, len(data), r.bus.MaxPayload())
+	if err := r.within(kind, len(data)); err != nil {
+		return err
 	}
 	_, err = r.bus.Publish(r.ctx, messages.WorkSubject(kind, r.cluster), nil, data)
 	return err
@@ -278,7 +301,7 @@ func (r *run) copying(s messages.Say) messages.Answer {
 		o.attempt++
 		o.reports[o.attempt] = o.copied
 	}
-	o.moved = time.Now()
+	o.moved, r.last = time.Now(), time.Now()
 	return messages.Answer{Verdict: messages.VerdictGo, Attempt: o.attempt}
 }
 
@@ -306,7 +329,7 @@ func (r *run) claimed(m bus.Incoming, s messages.Say) {
 		o.abort = nil
 		r.sending.Go(abort)
 	}
-	o.moved = time.Now()
+	o.moved, r.last = time.Now(), time.Now()
 	r.sending.Add(1)
 	r.mu.Unlock()
 	if attempt > 1 {
@@ -401,7 +424,19 @@ func (r *run) send(sender transit.Sender, o *object, attempt int) error {
 func (r *run) moved(o *object) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	o.moved = time.Now()
+	o.moved, r.last = time.Now(), time.Now()
+}
+
+// lastMove is when an object made progress last. One that no worker has claimed
+// yet waits its turn as long as others move: few workers may have many parts to
+// store before it.
+func (r *run) lastMove(o *object) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o.attempt == 0 && r.last.After(o.moved) {
+		return r.last
+	}
+	return o.moved
 }
 
 // Tracker is told the progress of a backup. It is safe for concurrent use.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -312,4 +313,38 @@ func TestUnknownPartAndUnknownVersionAreGone(t *testing.T) {
 	if err := json.Unmarshal(reply, &a); err != nil || a.Verdict != messages.VerdictGone {
 		t.Fatalf("unknown version: %s, %v", reply, err)
 	}
+}
+
+// TestPartsWaitTheirTurn: a part that nobody has claimed is not given up while
+// others move; one that was claimed is judged by itself.
+func TestPartsWaitTheirTurn(t *testing.T) {
+	t.Parallel()
+	past := time.Now().Add(-time.Hour)
+	r := &run{}
+	waiting, claimed, moving := &object{moved: past}, &object{moved: past, attempt: 1}, &object{moved: past, attempt: 1}
+	if got := r.lastMove(waiting); !got.Equal(past) {
+		t.Errorf("nothing moves, but %s counts", got)
+	}
+	r.moved(moving)
+	if got := r.lastMove(waiting); !got.After(past) {
+		t.Error("the part waits in vain while another moves")
+	}
+	if got := r.lastMove(claimed); !got.Equal(past) {
+		t.Error("a part whose worker does nothing counts as moving")
+	}
+}
+
+// TestTooManyPartsAreRefusedAtOnce, and not when they are to be committed.
+func TestTooManyPartsAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	carriers(t, func(t *testing.T, b *testBundle) {
+		parts := make([]pack.Part, 1000)
+		if err := b.run.fits(parts); err != nil {
+			t.Fatal(err)
+		}
+		parts = make([]pack.Part, 1_000_000)
+		if err := b.run.fits(parts); err == nil || !strings.Contains(err.Error(), "WALG_TAR_SIZE_THRESHOLD") {
+			t.Fatalf("a million parts: %v", err)
+		}
+	})
 }
