@@ -63,3 +63,11 @@ func final(err error) error {
 func archiveError(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrArchive, fmt.Errorf(format, args...))
 }
+
+// wayOut adds to the error of a full disk what to do about it.
+func wayOut(err error, out string) error {
+	if !diskFull(err) {
+		return err
+	}
+	return fmt.Errorf("%w: the disk is full: %s", err, out)
+}

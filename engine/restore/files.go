@@ -182,13 +182,14 @@ func RunFiles(ctx context.Context, p *FilesPlan, src FilesSource, cfg Config) (R
 	if cfg.Attempts <= 0 {
 		cfg.Attempts = DefaultAttempts
 	}
+	const anew = "make space, empty the directory and restore again"
 	t, err := openTarget(p.base, !cfg.DisableFsync, false, "")
 	if err != nil {
-		return Result{}, fmt.Errorf("restore %s: %w", p.base.Backup, err)
+		return Result{}, fmt.Errorf("restore %s: %w", p.base.Backup, wayOut(err, anew))
 	}
 	r := &filesRestorer{plan: p, src: src, restorer: &restorer{plan: p.base, cfg: cfg, target: t}}
 	if err := r.run(ctx); err != nil {
-		err = errors.Join(err, t.explain(err), t.close())
+		err = errors.Join(wayOut(err, anew), t.explain(err), t.close())
 		return r.result(), fmt.Errorf("restore %s to %s: %w", p.base.Backup, p.base.Destination, err)
 	}
 	if err := t.close(); err != nil {

@@ -37,6 +37,9 @@ type fact struct {
 	Done  *doneFact  `json:"done,omitempty"`
 	// End is the number of a step of which all is restored.
 	End *int `json:"end,omitempty"`
+	// Recovery tells that recovery settings are written from here on. No head
+	// voids it: nothing takes them back.
+	Recovery bool `json:"recovery,omitempty"`
 }
 
 // beginning tells whose facts follow.
@@ -77,7 +80,7 @@ func (j *journal) write(f fact) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.stopped {
+	if j.stopped && !f.Recovery {
 		return nil
 	}
 	_, err = j.f.Write(append(line, '\n'))
@@ -111,10 +114,15 @@ func (j *journal) end(step int, vital bool) error {
 	return j.write(fact{End: &step})
 }
 
+// recovery notes that recovery settings are about to be written.
+func (j *journal) recovery() error { return j.write(fact{Recovery: true}) }
+
 // past is what an interrupted restore had done. A nil past is of none.
 type past struct {
 	objects map[objectKey]*doneFact
 	ends    map[int]bool
+	// recovery tells that recovery settings may be there.
+	recovery bool
 }
 
 type objectKey struct {
@@ -164,12 +172,15 @@ func readJournal(r io.Reader) (*beginning, *past, error) {
 		}
 		switch {
 		case f.Begin != nil:
-			begun, done = f.Begin, &past{objects: map[objectKey]*doneFact{}, ends: map[int]bool{}}
+			recovery := done != nil && done.recovery
+			begun, done = f.Begin, &past{objects: map[objectKey]*doneFact{}, ends: map[int]bool{}, recovery: recovery}
 		case begun == nil:
 		case f.Done != nil:
 			done.objects[objectKey{f.Done.Step, f.Done.Object}] = f.Done
 		case f.End != nil:
 			done.ends[*f.End] = true
+		case f.Recovery:
+			done.recovery = true
 		}
 	}
 }
@@ -252,8 +263,13 @@ func (t *target) resume() (err error) {
 		return err
 	}
 	begun, done, err := readJournal(f)
-	if err != nil || begun == nil {
-		return err // without a journal, the directory is just not empty
+	if err != nil {
+		return err
+	}
+	if begun == nil {
+		// The directory is just not empty, unless a full disk or a crash cut
+		// the marker itself, before anything else was written.
+		return t.forgetMarker()
 	}
 	const out = "; empty the directory to start over"
 	switch p := t.plan; {
@@ -267,12 +283,27 @@ func (t *target) resume() (err error) {
 		return fmt.Errorf("%w of %s, whose objects in the storage are not what they were%s", ErrUnfinished, begun.Backup, out)
 	case p.Keep != nil && p.KeepText == "":
 		return fmt.Errorf("%w of %s, and which of its files were wanted is not known%s", ErrUnfinished, begun.Backup, out)
+	case done.recovery && p.Recovery == nil:
+		return fmt.Errorf("%w of %s with recovery settings: ask for recovery again, to whatever target, or empty the directory", ErrUnfinished, begun.Backup)
 	}
 	if begun.Session != t.session || t.session == "" || !t.sound(done) {
 		done = &past{}
 	}
 	t.past = done
 	return t.journal.restart(t, done)
+}
+
+// forgetMarker removes a marker that is all the destination holds.
+func (t *target) forgetMarker() error {
+	d, err := t.root.Open(".")
+	if err != nil {
+		return err
+	}
+	names, err := d.Readdirnames(2)
+	if err = errors.Join(err, d.Close()); err != nil || len(names) > 1 {
+		return err
+	}
+	return t.root.Remove(MarkerName)
 }
 
 // sound reports whether what the facts refer to is there.

@@ -77,10 +77,12 @@ func newLayers(c *chain, t *target) (*layers, error) {
 }
 
 // dropScratch removes the file for the state of pages, when all parts are
-// restored.
+// restored, and what a killed put has left.
 func (t *target) dropScratch() error {
-	if err := t.root.Remove(scratchName); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove file for the state of pages: %w", err)
+	for _, name := range []string{scratchName, newName} {
+		if err := t.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
 	}
 	return nil
 }

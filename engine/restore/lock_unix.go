@@ -4,6 +4,7 @@ package restore
 
 import (
 	"bytes"
+	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -23,3 +24,6 @@ func session() string {
 	}
 	return string(bytes.TrimSpace(id))
 }
+
+// diskFull reports whether there is no space, or none for this user.
+func diskFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

@@ -50,7 +50,8 @@ func (t *target) writeMarker() error {
 	return t.syncDir(".")
 }
 
-// explain appends the reason of a failure to the marker, if there is one.
+// explain appends the reason of a failure to the marker, if there is one, and if
+// it is not a full disk that takes no marker's line either.
 func (t *target) explain(cause error) error {
 	f, err := t.root.OpenFile(MarkerName, os.O_WRONLY|os.O_APPEND, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +63,9 @@ func (t *target) explain(cause error) error {
 	// No line of it may look like one of the journal.
 	reason := strings.ReplaceAll(cause.Error(), "\n", "\n  ")
 	if _, err := fmt.Fprintf(f, "\nThe restore failed: %s\n", reason); err != nil {
-		f.Close()
+		if err = errors.Join(err, f.Close()); diskFull(cause) && diskFull(err) {
+			return nil
+		}
 		return err
 	}
 	return f.Close()

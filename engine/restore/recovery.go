@@ -224,6 +224,9 @@ func (t *target) writeRecovery() error {
 	if r == nil {
 		return nil
 	}
+	if err := t.journal.recovery(); err != nil {
+		return err
+	}
 	var old []byte
 	mode := fs.FileMode(0o600)
 	f, err := t.root.Open(autoConfPath)
@@ -255,12 +258,22 @@ func (t *target) writeRecovery() error {
 	return nil
 }
 
-// put writes a file in place of what has its name.
+// newName is the file that is written to take another's place.
+const newName = MarkerName + ".new"
+
+// put writes a file in place of what has its name: whole or not at all, for what
+// an interrupted restore has cut, the next would take for the cluster's.
 func (t *target) put(name string, mode fs.FileMode, content []byte) error {
-	f, err := t.create(name, mode, true)
+	f, err := t.create(newName, mode, true)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = t.root.Rename(newName, name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", name, err), t.root.Remove(newName))
+	}
+	return nil
 }

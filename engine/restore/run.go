@@ -129,7 +129,8 @@ func Run(ctx context.Context, p *Plan, src Source, cfg Config) (Result, error) {
 // A destination that an interrupted or failed restore of the same plan has left
 // is gone on with: the marker says which parts were done, and those are not read
 // again. The result is that of a restore without interruption. The recovery
-// settings may differ. What another plan has left is ErrUnfinished.
+// settings may differ, but not be left out once they are written. What another
+// plan has left is ErrUnfinished.
 //
 // Owners, times and links of the archive are not restored. Links are noted:
 // WAL-G does not store where they point to.
@@ -148,14 +149,15 @@ func RunChain(ctx context.Context, p *Plan, sources []Source, cfg Config) (Resul
 	}
 	cfg.Attempts = cmp.Or(max(cfg.Attempts, 0), DefaultAttempts)
 
+	const goesOn = "make space, and the same restore goes on where this one stopped"
 	t, err := openTarget(p, !cfg.DisableFsync, true, cmp.Or(cfg.Session, session()))
 	if err != nil {
-		return Result{}, fmt.Errorf("restore %s: %w", p.Backup, err)
+		return Result{}, fmt.Errorf("restore %s: %w", p.Backup, wayOut(err, goesOn))
 	}
 	r := &restorer{plan: p, sources: sources, cfg: cfg, target: t}
 	err = r.run(ctx)
 	if err = errors.Join(err, r.layers.close()); err != nil {
-		err = errors.Join(err, t.explain(err), t.close())
+		err = errors.Join(wayOut(err, goesOn), t.explain(err), t.close())
 		return r.result(), fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, err)
 	}
 	if err := t.close(); err != nil {
@@ -546,7 +548,7 @@ func (a *attempt) entry(ctx context.Context, h pack.Header, content io.Reader, b
 		return a.keepControl(h, content)
 	case h.Name == tablespaceMapPath && a.plan.DropTablespaceMap:
 		return nil
-	case h.Name == MarkerName, h.Name == scratchName:
+	case h.Name == MarkerName, h.Name == scratchName, h.Name == newName:
 		// A backup of an unfinished restore is not made unfinished by it.
 		return nil
 	}
