@@ -154,7 +154,11 @@ faults-short: deps servers ## a short run of faults with power cuts, one that mu
 	WALHERD_FAULTS=1 $(GO) test -v -count=1 -timeout $(TIMEOUT) ./tools/faults
 
 .PHONY: matrix
-matrix: deps ## PostgreSQL 13 to 18, for the tests that use what is installed
+matrix: matrix-install ## the core cycle, with a recovery target, on each of PostgreSQL 13 to 18
+	$(GO) test ./tools/e2e -run TestEachMajor -count=1 -v
+
+.PHONY: matrix-install
+matrix-install: deps ## PostgreSQL 13 to 18 only: make test uses what is installed
 	$(GO) run ./tools/pgmatrix
 
 .PHONY: fuzz

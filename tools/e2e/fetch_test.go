@@ -32,7 +32,7 @@ func (b *bench) config() string {
 // ready starts what was restored with recovery settings.
 func (b *bench) ready(dir string) *pgtest.Cluster {
 	b.t.Helper()
-	r := pgtest.Open(b.t, dir, pgtest.Stopped(), pgtest.WithConf("archive_mode = off"))
+	r := pgtest.Open(b.t, dir, pgtest.Stopped(), pgtest.WithBinDir(b.bin), pgtest.WithConf("archive_mode = off"))
 	r.Start()
 	r.Await("SELECT pg_is_in_recovery()", "f")
 	return r
