@@ -92,6 +92,13 @@ func (a *app) recovery(f recoveryFlags) (*restore.Recovery, error) {
 	return r, nil
 }
 
+// onlyAbsentEnds follows wal-fetch in a restore_command. PostgreSQL takes any
+// exit code up to 125 for "not in the archive", and ends recovery there: a
+// storage that cannot be read for a minute, or one damaged segment, would leave a
+// server that is open and lacks all that came after. Above, it stops, and goes on
+// at the next start.
+const onlyAbsentEnds = " || exit $(($? == 74 ? 74 : 255))"
+
 // restoreCommand is this program with this configuration, for the server's
 // shell. What comes from this process's environment the server may not have, so
 // the user is told.
@@ -128,7 +135,7 @@ func (a *app) restoreCommand() (string, error) {
 	for i, w := range words {
 		words[i] = shellWord(strings.ReplaceAll(w, "%", "%%"))
 	}
-	return strings.Join(words, " ") + ` wal-fetch "%f" "%p"`, nil
+	return strings.Join(words, " ") + ` wal-fetch "%f" "%p"` + onlyAbsentEnds, nil
 }
 
 // shellWord quotes a word for sh where it needs it.
