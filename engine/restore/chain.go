@@ -366,7 +366,7 @@ func (c *chain) read(step int, l Link, r Request) (tars []string, err error) {
 func (c *chain) file(step int, name string, f manifest.File, keep Filter, seen *bitset) error {
 	key := fileKey(name)
 	switch key {
-	case controlPath, labelPath, tablespaceMapPath, MarkerName:
+	case controlPath, labelPath, tablespaceMapPath, MarkerName, scratchName, newName:
 		return nil // these have ways of their own
 	}
 	i, ok := c.files.find(key)

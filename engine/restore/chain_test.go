@@ -470,18 +470,18 @@ type fileList = map[string]manifest.File
 // smallChain has one of each: see the comments.
 func smallChain(t testing.TB) *testChain {
 	c := &testChain{}
-	c.add(t, fileList{"/base/5/1": isWhole, "/base/5/2": isWhole, "/base/5/3": isWhole, "/base/5/4": isWhole, "/gone/5": isWhole, "/base/5/6": isWhole, "/gone": isWhole, "/base/5/7": isWhole, "/backup_label": isWhole},
+	c.add(t, fileList{"/base/5/1": isWhole, "/base/5/2": isWhole, "/base/5/3": isWhole, "/base/5/4": isWhole, "/gone/5": isWhole, "/base/5/6": isWhole, "/gone": isWhole, "/base/5/7": isWhole, "/backup_label": isWhole, "/" + scratchName: isWhole},
 		map[string][]entry{
 			"part_001.tar": {dir("/"), dir("/base"), dir("/base/5"), dir("/gone"), {name: "/base/5/1", body: pages("aaaa")}, {name: "/base/5/2", body: pages("aaaa")}},
 			"part_002.tar": {{name: "/base/5/3", body: pages("a")}, {name: "/base/5/4", body: "old"}, {name: "/gone/5", body: "gone"}},
-			"part_003.tar": {{name: "/base/5/6", body: pages("aaaaaa")}, {name: "/base/5/7", body: pages("a")[:500]}, {name: "/backup_label", body: "stale"}},
+			"part_003.tar": {{name: "/base/5/6", body: pages("aaaaaa")}, {name: "/base/5/7", body: pages("a")[:500]}, {name: "/backup_label", body: "stale"}, {name: "/" + scratchName, body: "of an earlier restore"}},
 		})
 	c.add(t, fileList{"/base/5/1": isInc, "/base/5/2": isInc, "/base/5/3": isSkipped, "/base/5/4": isWhole, "/base/5/6": isInc, "/base/5": isWhole, "/base/5/7": isInc, "/base/5/8": isWhole},
 		map[string][]entry{
 			"part_001.tar": {dir("/base/5"), {name: "/base/5/1", body: inc(4, []uint32{1}, "b")}, {name: "/base/5/2", body: inc(4, []uint32{0, 1, 2, 3}, "bb.b")}},
 			"part_002.tar": {{name: "/base/5/4", body: "newer"}, {name: "/base/5/6", body: inc(2, []uint32{1}, "b")}, {name: "/base/5/7", body: inc(2, []uint32{1}, "b")}, {name: "/base/5/8", body: "eight"}},
 		})
-	c.add(t, fileList{"/": isWhole, "/base": isWhole, "/base/5": isWhole, "/base/5/1": isInc, "/base/5/2": isSkipped, "/base/5/3": isSkipped, "/base/5/4": isSkipped, "/base/5/6": isInc, "/base/5/7": isSkipped, "/base/5/9": isWhole},
+	c.add(t, fileList{"/": isWhole, "/base": isWhole, "/base/5": isWhole, "/base/5/1": isInc, "/base/5/2": isSkipped, "/base/5/3": isSkipped, "/base/5/4": isSkipped, "/base/5/6": isInc, "/base/5/7": isSkipped, "/base/5/9": isWhole, "/" + scratchName: isSkipped},
 		map[string][]entry{
 			"part_001.tar": {dir("/"), dir("/base"), {name: "/base/5", kind: tar.TypeDir, mode: 0o750}, {name: "/base/5/9", body: "new"}},
 			"part_002.tar": {{name: "/base/5/1", body: inc(5, []uint32{0, 2, 4}, "c.c"), mode: 0o640}, {name: "/base/5/6", body: inc(6, []uint32{0, 4}, "cc")}},

@@ -32,8 +32,9 @@ func (a *app) backupFetch() *cobra.Command {
 		Long: "Restores a base backup into a directory that is empty or absent; given again, it goes on with a restore\n" +
 			"that was interrupted. --recover, --timeline or a --recovery-target also write the recovery settings, so that\n" +
 			"PostgreSQL can be started at once; else it has to be given recovery.signal and\n" +
-			"restore_command = '" + a.name + ` wal-fetch "%f" "%p"` + onlyAbsentEnds + "'; without its last part\n" +
-			"PostgreSQL takes a storage that cannot be read for the end of the archive, and ends recovery there.",
+			"restore_command = '" + a.name + ` wal-fetch "%f" "%p"` + onlyAbsentEnds + "'. Without its last part\n" +
+			"PostgreSQL takes a storage that cannot be read for the end of the archive, and ends recovery there; a standby,\n" +
+			"which asks again, does without.",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.start(cmd.Context(), cmd); err != nil {
