@@ -57,10 +57,11 @@ func leave(t *testing.T, disk string, free int64) {
 // TestFullDisk fetches to a disk with no space: however little is left, the error
 // says so and names the way out, PostgreSQL refuses the result, and the same
 // command goes on when there is space, to the tree of a fetch that never lacked
-// any.
+// any. With no space for WAL the recovery stops, and goes on as well.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	disk := smallDisk(t, 150<<20)
+	const diskSize = 220 << 20
+	disk := smallDisk(t, diskSize)
 	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=3", "WALG_TAR_SIZE_THRESHOLD=4000000"})
 	b.c.SQL("ALTER SYSTEM SET work_mem = '5MB'")
 	b.c.Run("pgbench", "-i", "-q", "-s", "1", "postgres")
@@ -99,7 +100,7 @@ func TestFullDisk(t *testing.T) {
 			}
 			dir := filepath.Join(disk, name)
 			refused := 0
-			for _, free := range []int64{0, 8 << 10, 6 << 20} {
+			for _, free := range []int64{0, 8 << 10, 20 << 20} {
 				leave(t, disk, free)
 				r := fetch(dir)
 				if r.code != 1 || !strings.Contains(r.stderr, "no space left on device") || !strings.Contains(r.stderr, dir) || !strings.Contains(r.stderr, "make space") {
@@ -115,12 +116,16 @@ func TestFullDisk(t *testing.T) {
 			if refused == 0 {
 				t.Error("there was never enough space for a file")
 			}
-			leave(t, disk, 149<<20)
+			leave(t, disk, diskSize)
 			r := fetch(dir)
 			if r.code != 0 || !strings.Contains(r.stderr, "parts were there") {
 				t.Fatalf("with space: %+v", r)
 			}
 			sameTree(t, &b, whole, dir)
+			// One segment fits, not two: recovery needs both.
+			leave(t, disk, 18<<20)
+			b.stopsInRecovery(dir, "no space left")
+			leave(t, disk, diskSize)
 			c := b.ready(dir)
 			if got := c.SQL(bankSums); got != want {
 				t.Errorf("restored %s, want %s", got, want)

@@ -39,21 +39,27 @@ func TestRecoveryDoesNotEndEarly(t *testing.T) {
 	}
 	dir := filepath.Join(pgtest.TempDir(t), "restored")
 	b.must("--config", b.config(), "backup-fetch", dir, "LATEST", "--recover")
-	r := pgtest.Open(t, dir, pgtest.Stopped(), pgtest.WithConf("archive_mode = off"))
-	limit, cancel := context.WithTimeout(t.Context(), time.Minute)
+	b.stopsInRecovery(dir, segment)
+	if err := os.WriteFile(object, stored, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := b.ready(dir)
+	if got := r.SQL("SELECT sum(x) FROM t"); got != "78" {
+		t.Errorf("restored rows sum up to %s, want 78", got)
+	}
+}
+
+// stopsInRecovery starts what was restored with recovery settings: the server has
+// to end on its own, with something in its log.
+func (b *bench) stopsInRecovery(dir, says string) {
+	b.t.Helper()
+	r := pgtest.Open(b.t, dir, pgtest.Stopped(), pgtest.WithConf("archive_mode = off"))
+	limit, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var log bytes.Buffer
 	postgres := r.Command(limit, "postgres", "-D", dir, "-k", r.SocketDir(), "-c", "listen_addresses=")
 	postgres.Stdout, postgres.Stderr = &log, &log
-	if err := postgres.Run(); limit.Err() != nil || !failed(err) || !strings.Contains(log.String(), segment) {
-		t.Fatalf("PostgreSQL went on without a segment: %v\n%s", err, log.String())
-	}
-	if err := os.WriteFile(object, stored, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r.Start()
-	r.Await("SELECT pg_is_in_recovery()", "f")
-	if got := r.SQL("SELECT sum(x) FROM t"); got != "78" {
-		t.Errorf("restored rows sum up to %s, want 78", got)
+	if err := postgres.Run(); limit.Err() != nil || !failed(err) || !strings.Contains(log.String(), says) {
+		b.t.Fatalf("PostgreSQL should have stopped for %q: %v\n%s", says, err, log.String())
 	}
 }
