@@ -7,7 +7,9 @@
 //
 // Flags come last: -timeout 60s, -connection-timeout 5s. The exit code is 0,
 // 74 when the archive has no such file, and 1 for every other failure; the
-// reason of one on the daemon's side is in the daemon's log.
+// reason of one on the daemon's side is in the daemon's log. PostgreSQL takes 74
+// and 1 alike for the end of the archive; for recovery to stop at a failure, end
+// restore_command in || exit $(($? == 74 ? 74 : 255)).
 package main
 
 import (

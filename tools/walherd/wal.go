@@ -58,7 +58,9 @@ func (a *app) walFetch() *cobra.Command {
 		Use:   "wal-fetch wal_name destination_filename",
 		Short: "Fetch a WAL file from the archive (restore_command = '" + a.name + " wal-fetch %f %p')",
 		Long: "Fetches a WAL file to a destination that must not exist.\n" +
-			"Exit code 74 means that the archive has no such file; every other failure is 1.",
+			"Exit code 74 means that the archive has no such file; every other failure is 1. PostgreSQL takes both for the end\n" +
+			"of the archive and ends a recovery there. To have it stop at a failure instead, and go on at its next start:\n" +
+			"restore_command = '" + a.name + ` wal-fetch "%f" "%p"` + onlyAbsentEnds + "'. A standby asks again, and does without.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.reading(cmd, func(stores *storages) error {
