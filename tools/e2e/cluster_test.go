@@ -189,6 +189,7 @@ func TestFleetOnACluster(t *testing.T) {
 		t.Run("Queued", func(t *testing.T) { t.Parallel(); f.queued(t, b) })
 		t.Run("Tenants", func(t *testing.T) { t.Parallel(); f.tenants(t) })
 	})
+	t.Run("Operates", func(t *testing.T) { f.operates(t, b) })
 	t.Run("LeaderKilled", func(t *testing.T) { f.leaderKilled(t, b) })
 	if log := workerLog.String(); strings.Contains(log, bus.ErrDenied.Error()) || strings.Contains(log, "ermissions") {
 		t.Errorf("the worker was refused something:\n%s", log)

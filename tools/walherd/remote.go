@@ -18,6 +18,7 @@ import (
 	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/tools/walherd/settings"
 )
 
@@ -77,7 +78,7 @@ func (a *app) askWorkers(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := a.join(ctx, roleProducer, cluster)
+	b, err := a.joinToAsk(ctx, cluster)
 	if err != nil {
 		return err
 	}
@@ -87,6 +88,30 @@ func (a *app) askWorkers(ctx context.Context, args []string) error {
 		return fmt.Errorf("no storage is configured here, and no worker of cluster %s answers: start one, or set WALG_FILE_PREFIX or another storage: %w", cluster, err)
 	}
 	return err
+}
+
+// joinToAsk connects as a producer, or as an operator where the login is one:
+// whoever decides what is deleted or marked has to see first what there is. It
+// is found out before anything is asked, since a worker would do the work also
+// for an answer that nobody may hear.
+func (a *app) joinToAsk(ctx context.Context, cluster messages.Cluster) (*bus.Bus, error) {
+	b, err := a.join(ctx, roleProducer, cluster)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := b.Stream(ctx, topology.StreamWork); !errors.Is(err, bus.ErrDenied) {
+		return b, nil
+	}
+	o, err := a.join(ctx, roleOperator, cluster)
+	if err != nil {
+		return b, nil // which will say what is wrong
+	}
+	if _, _, err := o.Stream(ctx, topology.StreamWork); err != nil {
+		o.Close()
+		return b, nil
+	}
+	b.Close()
+	return o, nil
 }
 
 // askFor sends a request and prints its answer as if it had been done here.
