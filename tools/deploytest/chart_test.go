@@ -118,6 +118,8 @@ settings: {WALHERD_JOB_TRIES: 7}
 serviceAccount: {annotations: {a: b}}
 worker:
   drainSeconds: 45
+  retention: retain --window 14d; garbage --window 14d
+  retentionSchedule: "45 5 * * *"
   settings: {WALG_COMPRESSION_METHOD: zstd}
   podAnnotations: {a: b}
   podLabels: {a: b}
@@ -132,6 +134,7 @@ autoscaling: {enabled: true, monitoringEndpoint: "nats-headless.nats.svc:8222"}
 agent:
   mode: daemonset
   backupSchedule: "15 2 * * *"
+  verifySchedule: "45 6 * * *"
   pgSecret: pg
   extraVolumes: [{name: spool}]
   extraVolumeMounts: [{name: spool, mountPath: /spool}]

@@ -166,6 +166,10 @@ env:
   - name: WALHERD_BACKUP_SCHEDULE
     value: {{ $v.backupSchedule | quote }}
   {{- end }}
+  {{- if $v.verifySchedule }}
+  - name: WALHERD_VERIFY_SCHEDULE
+    value: {{ $v.verifySchedule | quote }}
+  {{- end }}
   {{- with include "walherd.env" .Values.settings | trim }}{{ nindent 2 . }}{{ end }}
   {{- with include "walherd.env" $v.settings | trim }}{{ nindent 2 . }}{{ end }}
 {{- if or .Values.broker.auth.agent.envSecret $v.pgSecret }}
