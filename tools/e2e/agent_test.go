@@ -96,6 +96,14 @@ func TestRequestsOverTheQueue(t *testing.T) {
 	if _, stderr, code := f.ask(nil, "backup-list"); code != 1 || !strings.Contains(stderr, "no worker of cluster default answers") {
 		t.Fatalf("without a worker: exit code %d, %s", code, stderr)
 	}
+	for _, args := range [][]string{{"status"}, {"deadletter", "ls"}} {
+		if _, stderr, code := f.ask(nil, args...); code != 1 || !strings.Contains(stderr, "queue setup") {
+			t.Fatalf("%v before the broker is set up: exit code %d, %s", args, code, stderr)
+		}
+	}
+	if _, stderr, code := f.ask([]string{"PGDATA=/nonexistent"}, "agent"); code != 1 || !strings.Contains(stderr, "PGDATA") || !strings.Contains(stderr, "/nonexistent") {
+		t.Fatalf("agent of a directory that is not there: exit code %d, %s", code, stderr)
+	}
 	health := freeAddress(t)
 	f.env = append(f.env, "WALHERD_HEALTH_LISTEN="+health)
 	f.worker("a")
@@ -146,6 +154,9 @@ func TestRequestsOverTheQueue(t *testing.T) {
 	}
 	if got := f.mustAsk(nil, "status"); !strings.Contains(got, there[0].Name) {
 		t.Fatalf("status: %s", got)
+	}
+	if got, stderr, code := f.ask([]string{"WALHERD_CLUSTER=misspelt"}, "status"); code != 0 || !strings.Contains(got, "other clusters") || !strings.Contains(stderr, "not set up for cluster misspelt") {
+		t.Errorf("status of a cluster that is not there: exit code %d, %s%s", code, got, stderr)
 	}
 	var agent struct {
 		DataDir string `json:"data_dir"`

@@ -171,7 +171,7 @@ func TestBadInput(t *testing.T) {
 		{name: "name and user data", args: []string{"backup-fetch", path("new3"), "LATEST", "--target-user-data", "1"}, code: 1, want: []string{}, fresh: path("new3")},
 		{name: "user data of nobody", args: []string{"backup-fetch", path("new4"), "--target-user-data", "1"}, code: 1, want: []string{"backup-list"}, fresh: path("new4")},
 		{name: "truncated part", env: []string{"WALG_FILE_PREFIX=" + path("truncated")}, args: []string{"backup-fetch", path("half"), "LATEST"}, code: 1, want: []string{"part_001.tar.lz4"}, fresh: path("half", "global", "pg_control")},
-		{name: "unknown storage name", args: []string{"backup-list", "--target-storage", "nope"}, code: 1, want: []string{"nope"}},
+		{name: "unknown storage name", args: []string{"backup-list", "--target-storage", "nope"}, code: 1, want: []string{"nope", "configured are default"}},
 
 		{name: "segment of another size", args: []string{"wal-push", path("cut", name)}, code: 1, want: []string{name, "8388608", "WALG_PG_WAL_SIZE"}},
 		{name: "segment of another name", args: []string{"wal-push", path(wrong)}, code: 1, want: []string{wrong}},
@@ -186,6 +186,11 @@ func TestBadInput(t *testing.T) {
 		{name: "config key unknown", env: []string{"WALG_FILE_PREFIX="}, args: []string{"--config", path("typo.yaml"), "backup-list"}, code: 0, want: []string{"WALG_FILE_PREFIXX", "WALG_FILE_PREFIX"}},
 		{name: "unknown command", args: []string{"backup-psuh"}, code: 1, want: []string{"backup-psuh"}},
 		{name: "unknown flag", args: []string{"backup-list", "--jsno"}, code: 1, want: []string{"--jsno"}},
+		{name: "unknown command of the queue", args: []string{"queue", "stup"}, code: 1, want: []string{"stup", "setup"}},
+		{name: "unknown command of dead letters", args: []string{"deadletter", "lst"}, code: 1, want: []string{"lst", "ls "}},
+		{name: "health of what", args: []string{"health"}, code: 1, want: []string{"WALHERD_HEALTH_LISTEN", ":8321"}},
+		{name: "daemon's directory", env: []string{"PGDATA=" + path("nowhere")}, args: []string{"daemon", path("sock")}, code: 1, want: []string{"PGDATA", path("nowhere")}, fresh: path("sock")},
+		{name: "two storages", env: []string{"WALG_SSH_PREFIX=ssh://nobody/x"}, args: []string{"backup-list"}, code: 0, want: []string{"WALG_SSH_PREFIX: is not used", "WALG_FILE_PREFIX"}},
 		{name: "worker without a broker", args: []string{"worker"}, code: 1, want: []string{"WALHERD_NATS_URL"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

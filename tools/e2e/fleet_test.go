@@ -224,16 +224,20 @@ func TestWorkerDrains(t *testing.T) {
 	}
 }
 
-// TestNoWorker: without a worker nothing is archived, and PostgreSQL is told.
+// TestNoWorker: without a worker nothing is archived, PostgreSQL is told, and
+// the log says why it takes so long.
 func TestNoWorker(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
-	push, out := f.producer(t.Context(), []string{"WALHERD_WAL_PUSH_TIMEOUT=1s"}, "wal-push", segmentFile(t, f.bench))
+	push, out := f.producer(t.Context(), []string{"WALHERD_WAL_PUSH_TIMEOUT=5s"}, "wal-push", segmentFile(t, f.bench))
 	if err := push.Run(); err == nil {
 		t.Fatal("archived by nobody")
 	}
-	if got := lastLine(out.String()); !strings.Contains(got, "no worker stored it within 1s") {
+	if got := lastLine(out.String()); !strings.Contains(got, "no worker stored it within 5s") {
 		t.Fatalf("error: %s", got)
+	}
+	if got := out.String(); !strings.Contains(got, "no worker of cluster default answers: waiting up to 5s") {
+		t.Fatalf("nothing is said of the worker that is not there: %s", got)
 	}
 }
 

@@ -39,8 +39,9 @@ func (a *app) agent() *cobra.Command {
 		Use:   "agent",
 		Short: "Run on a database host: archive WAL ahead, back up on request and on schedule",
 		Long: "Serves the PostgreSQL cluster at PGDATA. It answers requests over the broker at WALHERD_NATS_URL (walherd request\n" +
-			"push|agent|prefetch|verify), takes backups by WALHERD_BACKUP_SCHEDULE, verifies by WALHERD_VERIFY_SCHEDULE, and archives and fetches WAL on request at the\n" +
-			"socket WALHERD_SOCKET, reading ahead. SIGTERM drains, a second signal aborts.",
+			"push|agent|prefetch|verify), takes backups by WALHERD_BACKUP_SCHEDULE, verifies the archive by\n" +
+			"WALHERD_VERIFY_SCHEDULE, deletes by WALHERD_RETENTION_SCHEDULE (which is better left to the workers), and archives\n" +
+			"and fetches WAL on request at the socket WALHERD_SOCKET, reading ahead. SIGTERM drains, a second signal aborts.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -79,6 +80,9 @@ type agentSet struct {
 func (a *app) openAgent(ctx context.Context, f *fleet) (g *agentSet, err error) {
 	if a.set.Postgres.Data == "" {
 		return nil, errors.New("agent: PGDATA is not set: it names the data directory of the cluster to serve")
+	}
+	if err := a.checkDataDir(); err != nil {
+		return nil, err
 	}
 	g = &agentSet{}
 	defer func() {
@@ -131,6 +135,19 @@ func (a *app) openAgent(ctx context.Context, f *fleet) (g *agentSet, err error) 
 		a.verifyRequest(f),
 	))
 	return g, nil
+}
+
+// checkDataDir looks at what PGDATA names. An empty directory may become a
+// data directory later: a restore, or a server that is being made.
+func (a *app) checkDataDir() error {
+	dir := a.set.Postgres.Data
+	if _, err := os.ReadDir(dir); err != nil {
+		return fmt.Errorf("setting PGDATA: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "PG_VERSION")); err != nil {
+		a.log.Warn("PGDATA is no data directory, or not yet", telemetry.KeyPath, dir, telemetry.KeyError, err)
+	}
+	return nil
 }
 
 func (g *agentSet) close() {
@@ -282,8 +299,11 @@ func (a *app) request() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "request push|agent|prefetch|verify [-- argument...]",
 		Short: "Ask an agent: for a backup, for its state, to prefetch WAL, to verify the archive",
-		Long: "Sends a request to walherd.api.CLUSTER.VERB. push takes backup-push's own flags behind --, prefetch the name of a\n" +
-			"segment. The ordinary `nats request` does the same.",
+		Long: "Sends a request to walherd.api.CLUSTER.VERB, as the ordinary `nats request` does, and prints the answer.\n" +
+			"  push      take a base backup; backup-push's own flags come behind --\n" +
+			"  agent     print the agent's state as JSON\n" +
+			"  verify    check the archive against the server, as wal-verify integrity timeline --exit-code\n" +
+			"  prefetch  fetch the segments that follow the one that is named",
 		Args:      usageArgs(cobra.MinimumNArgs(1)),
 		ValidArgs: []string{verbPush, verbAgent, verbAhead, verbVerify},
 		RunE: func(cmd *cobra.Command, args []string) error {

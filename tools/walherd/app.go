@@ -131,7 +131,7 @@ func (a *app) start(ctx context.Context, cmd *cobra.Command) error {
 	}
 	a.level, a.log = level, slog.New(telemetry.NewHandler(a.screen, level))
 	later, err := set.Later()
-	for _, w := range later {
+	for _, w := range append(set.Unused(), later...) {
 		a.log.Warn(w.String())
 	}
 	if err != nil {

@@ -186,5 +186,6 @@ func (a *app) pushWAL(ctx context.Context, path string) error {
 	}
 	defer p.close()
 	p.settle(ctx)
+	defer a.missWorkers(ctx, f, a.set.Walherd.WALPushTimeout)()
 	return p.push(ctx, abs)
 }

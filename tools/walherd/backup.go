@@ -105,6 +105,7 @@ func (a *app) pushBackup(ctx context.Context, dir string, opt pushOptions) error
 		return err
 	}
 	defer f.close(ctx, a.log)
+	defer a.missWorkers(ctx, f, a.set.Walherd.PartTimeout)()
 	return a.alone(ctx, f, func(ctx context.Context) error { return a.pushThrough(ctx, f, dir, host, opt) })
 }
 

@@ -54,6 +54,14 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
+// group makes a command that only has others below it: without one of them it
+// tells which there are, and another word is a mistake.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = usageArgs(cobra.NoArgs)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
+}
+
 // flags lists every setting. The text goes to stderr, as WAL-G's does.
 func (a *app) flags() *cobra.Command {
 	var markdown bool
@@ -121,7 +129,7 @@ func refuseLater(cmd *cobra.Command, flags ...string) error {
 
 // targetStorageFlag is common to the commands that choose a storage.
 func (a *app) targetStorageFlag(cmd *cobra.Command) {
-	cmd.Flags().String("target-storage", "", "storage to use, by name (default: the only one configured)")
+	cmd.Flags().String("target-storage", "", "storage to use, by name (default: default, or by what failover finds)")
 }
 
 // pickStorage folds --target-storage in.

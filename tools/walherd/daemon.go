@@ -53,6 +53,9 @@ func (a *app) runDaemon(ctx context.Context, socket string) (err error) {
 	if a.set.Postgres.Data == "" {
 		return errors.New("daemon: PGDATA is not set: requests name files relative to it")
 	}
+	if err := a.checkDataDir(); err != nil {
+		return err
+	}
 	a.collect(collectOften)
 	a.holdMemory(a.set.Walherd.WALSlots)
 	defer a.reopenLogOnSignal()()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/walherd/walherd/engine/compress"
@@ -251,6 +252,33 @@ func (a *app) readers() int {
 // drainLimit bounds how long the workers of a finished or interrupted command
 // may take to end.
 const drainLimit = 10 * time.Second
+
+// workersMissed is how long a command waits before it looks whether anybody
+// works: most are done by then.
+const workersMissed = 3 * time.Second
+
+// missWorkers says in the log of a command that publishes work if no worker is
+// there to take it: what waits for one gives up after limit, and says nothing
+// before. The caller calls stop.
+func (a *app) missWorkers(ctx context.Context, f *fleet, limit time.Duration) (stop func()) {
+	if f.embedded != nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-time.After(workersMissed):
+		case <-ctx.Done():
+			return
+		}
+		// A worker refuses to run nothing; what counts is that it answers.
+		if _, err := f.bus.Request(ctx, messages.APISubject(f.cluster, verbRun), nil); errors.Is(err, bus.ErrNobody) {
+			a.log.Warn(fmt.Sprintf("no worker of cluster %s answers: waiting up to %s for one (%s worker, with WALHERD_CLUSTER=%s)", f.cluster, limit, a.name, f.cluster))
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
 
 // close drains this process's workers and disconnects.
 func (f *fleet) close(ctx context.Context, log *slog.Logger) {

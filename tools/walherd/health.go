@@ -144,6 +144,9 @@ func (a *app) healthCommand() *cobra.Command {
 			if err := a.start(cmd.Context(), cmd); err != nil {
 				return err
 			}
+			if a.set.Walherd.HealthListen == "" {
+				return errors.New("health: set WALHERD_HEALTH_LISTEN to the address that the worker, agent or serve was given (127.0.0.1:8321)")
+			}
 			host, port, err := net.SplitHostPort(a.set.Walherd.HealthListen)
 			if err != nil {
 				return fmt.Errorf("setting WALHERD_HEALTH_LISTEN: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/deadletter"
+	"github.com/walherd/walherd/messages/topology"
 )
 
 // operating connects a command to the configured broker as one that looks
@@ -39,8 +40,18 @@ func (a *app) operating(cmd *cobra.Command, do func(ctx context.Context, b *bus.
 	return do(ctx, b, cluster)
 }
 
+// inspecting is operating at a broker that has been set up.
+func (a *app) inspecting(cmd *cobra.Command, do func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error) error {
+	return a.operating(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
+		if _, found, err := b.Stream(ctx, topology.StreamWork); err == nil && !found {
+			return fmt.Errorf("the broker is not set up: run `%s queue setup`, or start a worker that may create streams", a.name)
+		}
+		return do(ctx, b, cluster)
+	})
+}
+
 func (a *app) queue() *cobra.Command {
-	cmd := &cobra.Command{Use: "queue", Short: "Set the broker up for a cluster"}
+	cmd := group(&cobra.Command{Use: "queue", Short: "Set the broker up for a cluster"})
 	cmd.AddCommand(&cobra.Command{
 		Use:   "setup",
 		Short: "Create the streams, consumers and leases that are missing, and say what differs",
@@ -62,12 +73,12 @@ func (a *app) queue() *cobra.Command {
 }
 
 func (a *app) deadLetters() *cobra.Command {
-	cmd := &cobra.Command{Use: "deadletter", Short: "Jobs that were given up: list, show, try again, drop"}
+	cmd := group(&cobra.Command{Use: "deadletter", Short: "Jobs that were given up: list, show, try again, drop"})
 	var asJSON bool
 	list := &cobra.Command{
 		Use: "ls", Short: "List the jobs that were given up", Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operating(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
+			return a.inspecting(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
 				letters, err := deadletter.List(ctx, b, cluster)
 				if err != nil {
 					return err
@@ -81,7 +92,7 @@ func (a *app) deadLetters() *cobra.Command {
 		return &cobra.Command{
 			Use: use + " id...", Short: short, Args: usageArgs(cobra.MinimumNArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return a.operating(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
+				return a.inspecting(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
 					for _, arg := range args {
 						id, err := strconv.ParseUint(arg, 10, 64)
 						if err != nil {

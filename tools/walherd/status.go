@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -30,7 +33,11 @@ const answerQuiet = 300 * time.Millisecond
 
 // status is the state of one cluster's queue. Its JSON is an interface.
 type status struct {
-	Cluster     string        `json:"cluster"`
+	Cluster string `json:"cluster"`
+	// SetUp tells whether the broker has what the cluster needs.
+	SetUp bool `json:"set_up"`
+	// Others are the clusters of which workers or agents answer besides.
+	Others      []string      `json:"other_clusters"`
 	At          time.Time     `json:"at"`
 	Workers     []member      `json:"workers"`
 	Agents      []member      `json:"agents"`
@@ -85,10 +92,13 @@ func (a *app) status() *cobra.Command {
 			"however bad the news is.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operating(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
+			return a.inspecting(cmd, func(ctx context.Context, b *bus.Bus, cluster messages.Cluster) error {
 				s, err := readStatus(ctx, b, cluster)
 				if err != nil {
 					return err
+				}
+				if !s.SetUp {
+					a.log.Warn(fmt.Sprintf("the broker is not set up for cluster %s: correct WALHERD_CLUSTER, or run `%s queue setup`", cluster, a.name))
 				}
 				if asJSON {
 					return json.NewEncoder(a.stdout).Encode(s)
@@ -103,11 +113,16 @@ func (a *app) status() *cobra.Command {
 
 func readStatus(ctx context.Context, b *bus.Bus, cluster messages.Cluster) (*status, error) {
 	s := &status{Cluster: string(cluster), At: time.Now().UTC()}
+	others := map[string]bool{}
 	var err error
-	if s.Workers, err = members(ctx, b, serviceWorker, cluster); err != nil {
+	if s.Workers, err = members(ctx, b, serviceWorker, cluster, others); err != nil {
 		return nil, err
 	}
-	if s.Agents, err = members(ctx, b, serviceAgent, cluster); err != nil {
+	if s.Agents, err = members(ctx, b, serviceAgent, cluster, others); err != nil {
+		return nil, err
+	}
+	s.Others = append([]string{}, slices.Sorted(maps.Keys(others))...)
+	if _, s.SetUp, err = b.ConsumerState(ctx, topology.StreamWork, messages.WorkConsumer(messages.KindArchive, cluster)); err != nil {
 		return nil, err
 	}
 	if s.Jobs, err = readJobs(ctx, b, cluster); err != nil {
@@ -177,16 +192,19 @@ func readJobs(ctx context.Context, b *bus.Bus, cluster messages.Cluster) ([]jobS
 	return out, nil
 }
 
-// members are the processes of a cluster that offer a service.
-func members(ctx context.Context, b *bus.Bus, service string, cluster messages.Cluster) ([]member, error) {
+// members are the processes of a cluster that offer a service. The clusters of
+// other processes that do are put into others.
+func members(ctx context.Context, b *bus.Bus, service string, cluster messages.Cluster, others map[string]bool) ([]member, error) {
 	found, err := b.Services(ctx, service, answerQuiet)
 	if err != nil {
 		return nil, err
 	}
 	out := []member{}
 	for _, f := range found {
-		if f.Metadata["cluster"] == string(cluster) {
+		if of := f.Metadata["cluster"]; of == string(cluster) {
 			out = append(out, member{ID: f.ID, Version: f.Version, Metadata: f.Metadata})
+		} else if of != "" {
+			others[of] = true
 		}
 	}
 	return out, nil
@@ -195,6 +213,9 @@ func members(ctx context.Context, b *bus.Bus, service string, cluster messages.C
 func (s *status) print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "cluster\t%s\n", s.Cluster)
+	if len(s.Others) > 0 {
+		fmt.Fprintf(tw, "other clusters\t%s\n", strings.Join(s.Others, ", "))
+	}
 	for _, row := range []struct {
 		name string
 		e    *statusEvent

@@ -424,7 +424,14 @@ func TestStorage(t *testing.T) {
 			t.Errorf("%v: got %+v, %v", c.env, got, err)
 		}
 	}
-	s, _ := testBundle{}.mustLoad(t)
+	s, _ := testBundle{env: []string{"WALG_FILE_PREFIX=/s", "WALG_SSH_PREFIX=ssh://h/p", "WALE_S3_PREFIX=s3://bucket/p", "WALG_S3_PREFIX=s3://bucket/p"}}.mustLoad(t)
+	if got := fmt.Sprint(s.Unused()); !strings.Contains(got, "WALG_FILE_PREFIX: is not used, because WALG_S3_PREFIX") || strings.Count(got, "is not used") != 2 {
+		t.Errorf("warnings of three storages: %s", got)
+	}
+	s, _ = testBundle{}.mustLoad(t)
+	if got := s.Unused(); len(got) != 0 {
+		t.Errorf("warnings of none: %v", got)
+	}
 	_, err := s.Storage()
 	if !errors.Is(err, settings.ErrNoStorage) {
 		t.Errorf("got %v", err)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"reflect"
 	"slices"
@@ -13,7 +14,7 @@ import (
 )
 
 // ErrNoStorage is the error of Settings.Storage when no storage is configured.
-var ErrNoStorage = errors.New("failed to find any configured storage: set WALG_FILE_PREFIX to the directory of the storage")
+var ErrNoStorage = errors.New("failed to find any configured storage: set WALG_FILE_PREFIX (a directory), WALG_S3_PREFIX, WALG_GS_PREFIX, WALG_AZ_PREFIX, WALG_SWIFT_PREFIX or WALG_SSH_PREFIX")
 
 // isWord reports whether s is made of letters, digits, _ and what extra
 // holds, and is not empty. No regular expression: compiling one is felt at the
@@ -72,7 +73,8 @@ func (s *Settings) Validate() error {
 			known = known || strings.EqualFold(name, t)
 		}
 		if !known {
-			fail("WALG_TARGET_STORAGE", "%q: unknown storage", t)
+			names := append([]string{"default"}, slices.Sorted(maps.Keys(s.Failover.Storages))...)
+			fail("WALG_TARGET_STORAGE", "%q: unknown storage (--target-storage); configured are %s", t, strings.Join(names, ", "))
 		}
 	}
 	for name := range s.Failover.Storages {
@@ -204,19 +206,8 @@ func (s *Settings) Storage() (Storage, error) {
 	if _, err := s.Later(); err != nil {
 		return Storage{}, err
 	}
-	for _, candidate := range []struct {
-		kind   Kind
-		prefix string
-	}{
-		{KindOSS, s.Stores.OSSPrefix},
-		{KindS3, s.S3.Prefix},
-		{KindFile, s.File.Prefix},
-		{KindGS, s.Stores.GSPrefix},
-		{KindAZ, s.Stores.AZPrefix},
-		{KindSwift, s.Stores.SwiftPrefix},
-		{KindSSH, s.Stores.SSHPrefix},
-	} {
-		location := candidate.prefix
+	for _, candidate := range s.prefixes() {
+		location := candidate.value
 		if location == "" {
 			continue
 		}
@@ -232,6 +223,41 @@ func (s *Settings) Storage() (Storage, error) {
 		return Storage{Kind: candidate.kind, Location: location, Prefix: strings.Trim(s.General.StoragePrefix, "/")}, nil
 	}
 	return Storage{}, ErrNoStorage
+}
+
+// prefix is the setting that says where a storage is.
+type prefix struct {
+	kind           Kind
+	setting, value string
+}
+
+// prefixes are those of all kinds of storage, the one that counts first.
+func (s *Settings) prefixes() []prefix {
+	return []prefix{
+		{KindOSS, "WALG_OSS_PREFIX", s.Stores.OSSPrefix},
+		{KindS3, "WALG_S3_PREFIX", s.S3.Prefix},
+		{KindFile, "WALG_FILE_PREFIX", s.File.Prefix},
+		{KindGS, "WALG_GS_PREFIX", s.Stores.GSPrefix},
+		{KindAZ, "WALG_AZ_PREFIX", s.Stores.AZPrefix},
+		{KindSwift, "WALG_SWIFT_PREFIX", s.Stores.SwiftPrefix},
+		{KindSSH, "WALG_SSH_PREFIX", s.Stores.SSHPrefix},
+	}
+}
+
+// Unused warns of storages that are configured and pass for another: backups
+// would not be where somebody looks for them.
+func (s *Settings) Unused() (warnings []Warning) {
+	used := ""
+	for _, p := range s.prefixes() {
+		switch {
+		case p.value == "":
+		case used == "":
+			used = p.setting
+		default:
+			warnings = append(warnings, Warning{p.setting, fmt.Sprintf("is not used, because %s is set too (%s): unset one of the two", used, s.Origin(used))})
+		}
+	}
+	return warnings
 }
 
 // Later reports settings that were given and that walherd does not act on
