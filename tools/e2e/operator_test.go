@@ -99,6 +99,14 @@ func (f *natsFleet) operates(t *testing.T, b *bench) {
 		t.Errorf("status: %+v", r)
 	}
 
+	// Nonsense that a host is let to publish does not blind the operator.
+	if _, err := f.connect(t, "main", "producer").Publish(t.Context(), messages.EventSubject("main", messages.BackupFinished), nil, []byte("\x1b[2J")); err != nil {
+		t.Fatal(err)
+	}
+	if r := operator("status"); !strings.Contains(r.stdout, "unreadable event") || strings.Contains(r.stdout, "\x1b") {
+		t.Errorf("status after a broken event: %q", r.stdout)
+	}
+
 	// Who has the storage is a worker to the broker.
 	worker := func(args ...string) {
 		t.Helper()
@@ -119,7 +127,9 @@ func (f *natsFleet) operates(t *testing.T, b *bench) {
 func (f *natsFleet) letters(t *testing.T, operator func(args ...string) result) {
 	t.Helper()
 	bad := f.connect(t, "main", "operator")
-	if _, err := bad.Publish(t.Context(), messages.WorkSubject(messages.KindArchive, "main"), nil, []byte("no job")); err != nil {
+	// The object's name would clear the operator's screen.
+	job := `{"v":1,"kind":"archive","cluster":"main","body":{"name":"\u001b[2Jno job"}}`
+	if _, err := bad.Publish(t.Context(), messages.WorkSubject(messages.KindArchive, "main"), nil, []byte(job)); err != nil {
 		t.Fatal(err)
 	}
 	var last uint64
@@ -141,6 +151,9 @@ func (f *natsFleet) letters(t *testing.T, operator func(args ...string) result) 
 		return strconv.FormatUint(found, 10)
 	}
 	id := next()
+	if r := operator("deadletter", "ls"); !strings.Contains(r.stdout, "no job") || strings.Contains(r.stdout, "\x1b") {
+		t.Errorf("deadletter ls: %q", r.stdout)
+	}
 	if r := operator("deadletter", "show", id); !strings.Contains(r.stdout, "no job") || !strings.Contains(r.stdout, `"reason"`) {
 		t.Errorf("deadletter show: %+v", r)
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -169,7 +171,7 @@ func (a *app) printLetters(letters []deadletter.Letter, asJSON bool) error {
 	tw := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprint(tw, "id\tkind\tobject\tage\ttries\treason\n")
 	for _, l := range letters {
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%d\t%s\n", l.ID, l.Kind, l.Object, age(l.At), l.Attempts, l.Reason)
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%d\t%s\n", l.ID, printable(string(l.Kind)), printable(l.Object), age(l.At), l.Attempts, printable(l.Reason))
 	}
 	return tw.Flush()
 }
@@ -189,6 +191,17 @@ func (a *app) printLetter(l deadletter.Letter) error {
 	enc := json.NewEncoder(a.stdout)
 	enc.SetIndent("", "    ")
 	return enc.Encode(out)
+}
+
+// printable makes text that came over the queue safe for a terminal and for a
+// column: whoever may publish a job chooses the words that an operator reads.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
 }
 
 // age is how long ago something was, for people.

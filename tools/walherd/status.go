@@ -160,9 +160,11 @@ func readStatus(ctx context.Context, b *bus.Bus, cluster messages.Cluster) (*sta
 		if err != nil {
 			return nil, err
 		}
+		// Whoever may publish an event may publish nonsense, and status is
+		// how that comes to light.
 		var e messages.Event
 		if err := json.Unmarshal(m.Data, &e); err != nil {
-			return nil, fmt.Errorf("read the last event %s: %w", what, err)
+			e = messages.Event{At: m.Time.UTC(), Error: fmt.Sprintf("unreadable event: %v", err)}
 		}
 		*into = &statusEvent{Object: e.Object, At: e.At, Error: e.Error}
 	}
@@ -214,7 +216,7 @@ func (s *status) print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "cluster\t%s\n", s.Cluster)
 	if len(s.Others) > 0 {
-		fmt.Fprintf(tw, "other clusters\t%s\n", strings.Join(s.Others, ", "))
+		fmt.Fprintf(tw, "other clusters\t%s\n", printable(strings.Join(s.Others, ", ")))
 	}
 	for _, row := range []struct {
 		name string
@@ -232,7 +234,7 @@ func (s *status) print(w io.Writer) error {
 			fmt.Fprintf(tw, "%s\t%s\n", row.name, row.none)
 			continue
 		}
-		fmt.Fprintf(tw, "%s\t%s, %s %s\n", row.name, row.e.Object, age(row.e.At), row.e.Error)
+		fmt.Fprintf(tw, "%s\t%s, %s %s\n", row.name, printable(row.e.Object), age(row.e.At), printable(row.e.Error))
 	}
 	fmt.Fprintf(tw, "dead letters\t%d\n", s.DeadLetters)
 	for _, m := range []struct {
@@ -241,7 +243,7 @@ func (s *status) print(w io.Writer) error {
 	}{{"workers", s.Workers}, {"agents", s.Agents}} {
 		fmt.Fprintf(tw, "%s\t%d\n", m.what, len(m.list))
 		for _, w := range m.list {
-			fmt.Fprintf(tw, "\t%s, version %s\n", w.Metadata["name"], w.Metadata["version"])
+			fmt.Fprintf(tw, "\t%s, version %s\n", printable(w.Metadata["name"]), printable(w.Metadata["version"]))
 		}
 	}
 	fmt.Fprint(tw, "\njobs\twaiting\tworking\tagain\toldest\n")
