@@ -271,7 +271,11 @@ func (p *pushProgress) Add(object string, n int64) {
 func (p *pushProgress) End(object string, stored int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.parts[object].Done(stored)
+	// What was given up stays under way, or the last line would say that a
+	// backup that failed is finished.
+	if stored > 0 {
+		p.parts[object].Done(stored)
+	}
 	delete(p.parts, object)
 }
 
