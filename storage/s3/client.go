@@ -219,6 +219,10 @@ func askEndpoint(ctx context.Context, source string) (string, error) {
 	return host, nil
 }
 
+// waitingAfter is the failed try after which Options.Waiting is called: a
+// second or two after the first.
+const waitingAfter = 4
+
 // newRetryer tries requests again. It has no quota across requests, as the
 // SDK's has by default: a store that is away for a while must not fail a
 // backup before its own limits do.
@@ -232,6 +236,9 @@ func newRetryer(o *Options) aws.Retryer {
 		s.RateLimiter = ratelimit.None
 		s.Retryables = append([]retry.IsErrorRetryable{again{}}, s.Retryables...)
 		s.Backoff = retry.BackoffDelayerFunc(func(n int, err error) (time.Duration, error) {
+			if n == waitingAfter && o.Waiting != nil {
+				o.Waiting(err)
+			}
 			if throttle.IsErrorThrottle(err) == aws.TrueTernary {
 				return pieces.Pause(n, o.MinThrottleDelay, o.MaxThrottleDelay), nil
 			}

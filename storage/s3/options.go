@@ -136,6 +136,11 @@ type Options struct {
 	// minute. Completing an upload may take ten times as long.
 	StallTimeout time.Duration
 
+	// Waiting hears of a request that has failed several times and is tried
+	// again: with the bounds above that can take minutes. nil is nobody. It
+	// is called from the goroutine that waits, of any number at once.
+	Waiting func(failed error)
+
 	// Log gets a record at Debug for each try of each request, with its
 	// headers and those of the answer, secrets hidden; nil is silence
 	// [S3_LOG_LEVEL=DEVEL].

@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/walherd/walherd/engine/telemetry"
 	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/storage/azure"
 	"github.com/walherd/walherd/storage/fs"
@@ -44,6 +46,7 @@ func (a *app) store(ctx context.Context, set *settings.Settings, where settings.
 		if set.S3.LogLevel != "" {
 			opt.Log = a.log
 		}
+		opt.Waiting = a.storeAway(where.Location)
 		b, err := s3.Open(ctx, opt)
 		return b, within, err
 	case settings.KindSSH:
@@ -133,6 +136,23 @@ func swiftOptions(set *settings.Settings, location string) (swift.Options, error
 		return opt, fmt.Errorf("setting WALG_SWIFT_PREFIX: %w", err)
 	}
 	return opt, nil
+}
+
+// storeAway tells that a store does not answer, once in a while: until a
+// request is given up it is silent for minutes.
+func (a *app) storeAway(location string) func(error) {
+	const every = time.Minute
+	var mu sync.Mutex
+	var last time.Time
+	return func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(last) < every {
+			return
+		}
+		last = time.Now()
+		a.log.Warn("the storage does not answer as it should, trying again", "location", location, telemetry.KeyError, err)
+	}
 }
 
 // s3Options says in the store's words what the settings say.
