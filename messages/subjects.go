@@ -32,6 +32,19 @@ func ChunkSubject(c Cluster, run, part string, attempt int) string {
 	return fmt.Sprintf("walherd.chunk.%s.%s.%s.%d", c, run, token(part), attempt)
 }
 
+// ChunkSubjects matches ChunkSubject for every backup of a cluster.
+func ChunkSubjects(c Cluster) string { return fmt.Sprintf("walherd.chunk.%s.>", c) }
+
+// RunOfChunks is the RunSubject of the backup whose chunks are published on a
+// ChunkSubject; ok is false for what is none.
+func RunOfChunks(chunkSubject string) (run string, ok bool) {
+	t := strings.Split(chunkSubject, ".")
+	if len(t) != 6 || t[0] != "walherd" || t[1] != "chunk" {
+		return "", false
+	}
+	return RunSubject(Cluster(t[2]), t[3]), true
+}
+
 // CreditSubject is where the receiver of ChunkSubject reports what it took.
 func CreditSubject(chunkSubject string) string {
 	return "walherd.credit." + strings.TrimPrefix(chunkSubject, "walherd.chunk.")

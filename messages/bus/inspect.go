@@ -91,6 +91,22 @@ func (b *Bus) Last(ctx context.Context, stream, subject string) (Stored, error) 
 	return Stored{Seq: m.Sequence, Subject: m.Subject, Time: m.Time, Message: Message{Header: m.Header, Data: m.Data}}, nil
 }
 
+// Subjects are those that a stream holds messages of, with their counts, as
+// far as they match filter.
+func (b *Bus) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
+	s, err := b.stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	watched, stop := b.denials.watch(ctx, apiInfo+stream)
+	defer stop()
+	info, err := s.Info(watched, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("list %s of stream %s: %w", filter, stream, adminError(ended(watched, err)))
+	}
+	return info.State.Subjects, nil
+}
+
 // Found is a running service that answered.
 type Found struct {
 	ID       string            `json:"id"`

@@ -197,3 +197,51 @@ func TestPendingArchivesTellsEveryJob(t *testing.T) {
 		t.Fatalf("%v; not told: %v", err, want)
 	}
 }
+
+// TestSweepStreams: what the dead producer of a backup has left goes, and nothing
+// else.
+func TestSweepStreams(t *testing.T) {
+	t.Parallel()
+	s := newSweepBench(t)
+	stream := func(c messages.Cluster, run string) string {
+		sender, err := s.q.Stream(t.Context(), transit.StreamAddress{Cluster: c, Run: run, Part: "part_001.tar", Attempt: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sender.Send(t.Context(), sender.Buffer()); err != nil {
+			t.Fatal(err)
+		}
+		if err := sender.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return sender.Ref().ID
+	}
+	dead, alive, foreign := stream(bustest.Cluster, "dead"), stream(bustest.Cluster, "alive"), stream("other", "dead")
+	stop, err := s.b.Listen(t.Context(), messages.RunSubject(bustest.Cluster, "alive"), func(m bus.Incoming) {
+		if err := m.Respond(nil); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	sweep := func(before time.Time) transit.Swept {
+		got, err := s.q.SweepStreams(t.Context(), bustest.Cluster, before)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := sweep(time.Now().Add(-time.Hour)); got != (transit.Swept{}) {
+		t.Fatalf("swept %+v of what is younger than an hour", got)
+	}
+	// One chunk, and the message that ends the stream.
+	if got, want := sweep(time.Now().Add(time.Hour)), (transit.Swept{Transfers: 1, Chunks: 2}); got != want {
+		t.Fatalf("swept %+v, want %+v", got, want)
+	}
+	left, err := s.b.Subjects(t.Context(), topology.StreamChunk, "walherd.chunk.>")
+	if err != nil || left[dead] != 0 || left[alive] != 2 || left[foreign] != 2 {
+		t.Fatalf("left are %v, %v", left, err)
+	}
+}

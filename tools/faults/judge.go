@@ -159,6 +159,11 @@ func (r *rig) drained(ctx context.Context, v *verdict) {
 	} else {
 		v.note("the garbage run of the queue removed %d transfers, %d chunks", swept.Transfers, swept.Chunks)
 	}
+	if swept, err := queue.SweepStreams(ctx, messages.Cluster(cluster), time.Now().Add(time.Minute)); err != nil {
+		v.note("the garbage run of the streams: %v", err)
+	} else {
+		v.note("the garbage run of the streams removed %d transfers, %d chunks", swept.Transfers, swept.Chunks)
+	}
 	var pending int
 	err = until(ctx, 30*time.Second, func() (bool, error) {
 		streams, err = oracle.Streams(ctx, r.b.monitors())

@@ -151,6 +151,13 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 				if swept.Transfers > 0 {
 					a.log.Warn("removed WAL chunks that no job refers to", "transfers", swept.Transfers, "chunks", swept.Chunks)
 				}
+				if err != nil {
+					return err
+				}
+				swept, err = queue.SweepStreams(ctx, f.cluster, time.Now().Add(-a.set.Walherd.PartTimeout))
+				if swept.Transfers > 0 {
+					a.log.Warn("removed chunks of backups that died", "transfers", swept.Transfers, "chunks", swept.Chunks)
+				}
 				return err
 			})
 		}
