@@ -155,7 +155,7 @@ func (r *rig) queued(ctx context.Context, want uint64, every time.Duration) erro
 // the store is what they wait for.
 func figureScaling(ctx context.Context, o options, say func(string, ...any)) error {
 	// Long enough that the start of the later workers does not count for much.
-	const backlog = 60
+	const backlog = 40
 	o.queue = 2 << 30
 	o.slots, o.workers, o.compress, o.byHand = 1, 4, "none", true
 	return withRig(ctx, o, say, func(r *rig) error {
