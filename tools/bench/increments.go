@@ -181,7 +181,7 @@ func (in *incrementBench) one(w *way, base string) error {
 	// The shell's count takes up that of a child that has ended.
 	script := fmt.Sprintf("mapfile -t a < /proc/$$/io; %s backup-push --delta-from-name %s %s 2> %[4]s/log || { cat %[4]s/log; exit 1; }; mapfile -t b < /proc/$$/io; echo $((${b[0]#rchar: } - ${a[0]#rchar: })) > %[4]s/read",
 		w.p.path, base, in.c.DataDir(), in.out)
-	s, err := in.b.measure(in.c, contender{script: script, env: append(in.env(), w.env...), out: in.out, wantBytes: 1})
+	s, err := in.b.measure(in.c, contender{script: script, env: append(in.env(), w.env...), out: in.out, wantBytes: 1, cold: in.b.opt.cold})
 	if err != nil {
 		return err
 	}

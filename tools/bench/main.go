@@ -50,7 +50,7 @@ type options struct {
 	binary, reference string
 	scale, random     int
 	runs, calls       int
-	memory            bool
+	memory, cold      bool
 	gigabytes, files  int
 	only              *regexp.Regexp
 }
@@ -67,6 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs.IntVar(&opt.calls, "calls", 20, "rounds of wal-push and wal-fetch")
 	fs.StringVar(&only, "only", "", "run the measurements whose names match this expression (see the headings; \"stages\" is one)")
 	fs.BoolVar(&opt.memory, "memory", false, "measure memory against size and number of files as well")
+	fs.BoolVar(&opt.cold, "cold", false, "empty the page cache before each increment (as root)")
 	fs.IntVar(&opt.gigabytes, "gigabytes", 10, "the larger size in GB for --memory")
 	fs.IntVar(&opt.files, "files", 200_000, "the number of small files for --memory")
 	if err := fs.Parse(args); err != nil {
@@ -88,8 +89,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(stdout, "%d processors (%s/%s), %s. Warm page cache, all files on one file system.\n",
-			runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+		cache := "Warm page cache"
+		if opt.cold {
+			cache = "Increments with an empty page cache, the rest with a warm one"
+		}
+		fmt.Fprintf(stdout, "%d processors (%s/%s), %s. %s, all files on one file system.\n",
+			runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), cache)
 		if opt.reference == "" {
 			fmt.Fprintln(stdout, "No WAL-G: set REFERENCE_WALG to its binary to have it in the rotation.")
 		}

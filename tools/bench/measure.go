@@ -28,6 +28,8 @@ type contender struct {
 	count     bool
 	// before is run untimed by bash, after out was made empty.
 	before string
+	// cold: with an empty page cache.
+	cold bool
 }
 
 // rotate runs the contenders in turn and prints the table. The first is
@@ -61,6 +63,11 @@ func (b *bench) measure(c *pgtest.Cluster, x contender) (sample, error) {
 	}
 	// What another run left to be written would be paid by this one.
 	syscall.Sync()
+	if x.cold {
+		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+			return sample{}, fmt.Errorf("empty the page cache: %w", err)
+		}
+	}
 	cmd := c.Command(b.ctx, "/bin/bash", "-c", "set -o pipefail; "+x.script)
 	cmd.Env = append(cmd.Env, x.env...)
 	var output bytes.Buffer
