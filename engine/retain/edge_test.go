@@ -9,6 +9,7 @@ import (
 	"github.com/walherd/walherd/engine/catalog"
 	"github.com/walherd/walherd/engine/manifest"
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/wal"
 )
 
 func id(name pg.BackupName) catalog.BackupID {
@@ -183,5 +184,39 @@ func TestUserData(t *testing.T) {
 	}
 	if _, err := NewPlan(s.inventory(t), Target{UserData: data}, Options{}, at(7)); !errors.Is(err, catalog.ErrAmbiguous) {
 		t.Errorf("%v", err)
+	}
+}
+
+// A backup of a standby ends without a switch of the segment. When the standby
+// is promoted in that segment, all that is ever archived of it whole is the
+// new timeline's copy: the old one's stays a partial, which no recovery reads.
+func TestPermanentEndsWhereTheTimelineDoes(t *testing.T) {
+	t.Parallel()
+	build := func(branch pg.LSN) *store {
+		s := newStore()
+		s.backup("", 1, 0x10, "", true, 1) // ends at 10/100 of its segment
+		s.wal("", 1, 1, 0xF, 1)
+		s.put("", string(catalog.WALFolder)+segment(1, 0x10).String()+".partial.lz4", 2)
+		s.history("", wal.History{Timeline: 2, Switches: []wal.Switch{{Timeline: 1, LSN: branch}}}, 2)
+		s.wal("", 2, 0x10, 0x30, 2)
+		// A second failover in the same segment leaves it to timeline 3.
+		s.history("", wal.History{Timeline: 3, Switches: []wal.Switch{{Timeline: 1, LSN: branch}, {Timeline: 2, LSN: lsn(0x30, 5)}}}, 3)
+		s.wal("", 3, 0x30, 0x50, 3)
+		s.backup("", 3, 0x48, "", false, 4)
+		return s
+	}
+	const later = 24 * 30
+	if got, want := gone(build(lsn(0x10, 0x200)).plan(t, Garbage{}, Options{}, at(later))), "wal1:1-F wal2:11-30 wal3:30-47"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	// A timeline that left before the backup was consistent is of no use to it.
+	if got, want := gone(build(lsn(0x10, 0x80)).plan(t, Garbage{}, Options{}, at(later))), "wal1:1-F wal2:10-30 wal3:30-47"; got != want {
+		t.Errorf("branched off before: %q, want %q", got, want)
+	}
+	// Nobody knows where a timeline without a history left.
+	s := build(0)
+	s.histories = nil
+	if got, want := gone(s.plan(t, Garbage{}, Options{}, at(later))), "wal1:1-F wal2:11-30 wal3:30-47"; got != want {
+		t.Errorf("without histories: %q, want %q", got, want)
 	}
 }

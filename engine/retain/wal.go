@@ -36,9 +36,14 @@ func (p *planner) floors() map[pg.Timeline]*node {
 
 // needs is, per timeline, the WAL without which kept backups do not become
 // consistent. WAL of an ancestor belongs to it when the timeline changed in
-// the segment the backup starts in, or later.
+// the segment the backup starts in, or later; and that of a descendant which
+// left in one of its segments, behind what the backup needs of it. Such a
+// segment may be archived whole on the descendant alone: a backup of a standby
+// ends without a switch of the segment, and if that standby is promoted there,
+// the old timeline is left with a partial one, which no recovery reads.
 func (p *planner) needs() map[pg.Timeline][]zone {
 	out := map[pg.Timeline][]zone{}
+	timelines, size := p.inv.Timelines(), uint64(p.inv.SegmentSize())
 	for _, n := range p.nodes {
 		if !n.keep || !n.Listed && n.busy == "" {
 			continue
@@ -51,14 +56,41 @@ func (p *planner) needs() map[pg.Timeline][]zone {
 		out[n.timeline()] = append(out[n.timeline()], zone{Run: r, reason: why})
 		h, _ := p.inv.History(n.timeline())
 		for _, s := range slices.Backward(h.Switches) {
-			end := uint64(s.LSN) / uint64(p.inv.SegmentSize())
+			end := uint64(s.LSN) / size
 			if end < r.First {
 				break
 			}
 			out[s.Timeline] = append(out[s.Timeline], zone{Run: catalog.Run{First: r.First, Last: end}, reason: why})
 		}
+		if n.floor {
+			continue // it keeps all of what it leads to
+		}
+		for _, tl := range timelines {
+			if at, ok := p.leaves(n, tl); ok && at >= r.First && at <= r.Last {
+				out[tl] = append(out[tl], zone{Run: catalog.Run{First: at, Last: at}, reason: why})
+			}
+		}
 	}
 	return out
+}
+
+// leaves is the segment in which timeline tl, a descendant of n's, left n's
+// timeline, if it did so where n was consistent. Without a history it may have
+// been in n's last.
+func (p *planner) leaves(n *node, tl pg.Timeline) (segment uint64, ok bool) {
+	if tl <= n.timeline() {
+		return 0, false
+	}
+	h, known := p.inv.History(tl)
+	if !known {
+		return n.last, true
+	}
+	for _, s := range h.Switches {
+		if s.Timeline == n.timeline() {
+			return uint64(s.LSN) / uint64(p.inv.SegmentSize()), n.Details.FinishLSN <= s.LSN
+		}
+	}
+	return 0, false
 }
 
 // decideWAL makes the zones of all timelines and counts what lies in them.
