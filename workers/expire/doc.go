@@ -26,6 +26,8 @@
 //     backup is kept (everything, garbage --without-backup-check), and where
 //     the newest one may go (target), the command is refused while the lease
 //     of backups is held.
+//   - A backup that comes from elsewhere meanwhile (copy, st transfer) may be
+//     older: sentinels are listed again before the first WAL goes.
 //   - An increment that appears while its base is going: sentinels are listed
 //     again before every stage of sentinels and before the first part goes,
 //     and one that is new stops the work, which is then planned anew. The
@@ -34,7 +36,8 @@
 //     committed, base seen, all between the listing and the removal of one
 //     batch of sentinels.
 //   - A backup that is marked permanent meanwhile: its metadata is then newer
-//     than the listing, which is looked at right before the first sentinel goes.
+//     than the listing, which is looked at for all before the first sentinel
+//     goes, and again before each later batch of them.
 //   - A backup that takes over the name of one that is going (a standby backed
 //     up twice at one restart point) shows as a sentinel that is new or as a
 //     leftover with newer objects, and stops the work as well; its commit

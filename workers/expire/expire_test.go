@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -233,11 +234,22 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// intruder is a store to which something happens at a call.
+// intruder is a store to which something happens right before a deletion of
+// key or a listing of prefix.
 type intruder struct {
 	storage.Bucket
-	key  string
-	then func()
+	key, prefix string
+	then        func()
+}
+
+func (i *intruder) List(ctx context.Context, prefix string, opt storage.ListOptions) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		if i.then != nil && i.prefix == prefix {
+			i.then()
+			i.then = nil
+		}
+		i.Bucket.List(ctx, prefix, opt)(yield)
+	}
 }
 
 func (i *intruder) Delete(ctx context.Context, names ...string) error {
@@ -283,6 +295,39 @@ func TestBackupsThatAppearMeanwhile(t *testing.T) {
 		})
 		if err != nil || plans != 2 || w.whole(inc) != nil || !w.listed(old) {
 			t.Errorf("after %d plans: %v, %v", plans, err, w.whole(inc))
+		}
+	})
+	t.Run("marked permanent between two stages of sentinels", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		old := w.backup("default", nil, true)
+		inc := w.backup("default", old, true)
+		w.backup("default", nil, true)
+		work := w.work(&life{})
+		work.Stores[0] = repo.New(&intruder{Bucket: w.stores["default"], key: inc.id.Key(catalog.SentinelObject, ""), then: func() { w.mark(old) }}, "default")
+		_, err := work.Do(t.Context(), command("retain 1"), func(*retain.Plan) error { return nil })
+		if err != nil || w.listed(inc) || !w.listed(old) || w.whole(old) != nil {
+			t.Errorf("increment listed: %v, base listed: %v, %v, %v", w.listed(inc), w.listed(old), w.whole(old), err)
+		}
+	})
+	t.Run("moved to a storage that was listed already", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.archive("default", 2)
+		old := w.backup("spare", nil, true)
+		w.archive("default", 2)
+		w.backup("default", nil, true)
+		var moved *made
+		work := w.work(&life{})
+		work.Stores[1] = repo.New(&intruder{Bucket: w.stores["spare"], prefix: string(catalog.BaseBackups), then: func() {
+			moved = w.copy(old, "default")
+			if err := w.stores["spare"].Delete(t.Context(), old.objects...); err != nil {
+				t.Error(err)
+			}
+		}}, "spare")
+		_, err := work.Do(t.Context(), command("garbage"), func(*retain.Plan) error { return nil })
+		if err != nil || !w.listed(moved) || w.whole(moved) != nil {
+			t.Errorf("%v, %v", w.whole(moved), err)
 		}
 	})
 	t.Run("the storage never rests", func(t *testing.T) {

@@ -167,12 +167,16 @@ type execution struct {
 	buckets map[string]storage.Bucket
 	limiter *rate.Limiter
 	deleted uint64
+	// bySentinel is the backups that are to go, by the place of the sentinel.
+	bySentinel map[object]*catalog.Stored
 }
+
+type object struct{ store, key string }
 
 // execute removes the plan's objects: stage by stage, each storage's objects
 // of a stage in batches.
 func (w *Work) execute(ctx context.Context, inv *catalog.Inventory, pl *retain.Plan) (uint64, error) {
-	x := &execution{Work: w, inv: inv, buckets: map[string]storage.Bucket{}}
+	x := &execution{Work: w, inv: inv, buckets: map[string]storage.Bucket{}, bySentinel: map[object]*catalog.Stored{}}
 	for _, r := range w.Stores {
 		x.buckets[r.Name()] = r.Bucket()
 	}
@@ -189,6 +193,9 @@ func (w *Work) execute(ctx context.Context, inv *catalog.Inventory, pl *retain.P
 	for _, d := range pl.Backups {
 		if d.Delete {
 			doomed[d.Backup.ID] = d.Backup
+			if d.Backup.Listed {
+				x.bySentinel[object{d.Backup.ID.Storage, d.Backup.ID.Key(catalog.SentinelObject, "")}] = d.Backup
+			}
 		}
 	}
 	pending := map[string][]string{}
@@ -211,7 +218,7 @@ func (w *Work) execute(ctx context.Context, inv *catalog.Inventory, pl *retain.P
 			if err := flushAll(); err != nil {
 				return x.deleted, err
 			}
-			if s.Phase <= retain.Documents {
+			if s.Phase <= retain.WALObjects {
 				err := x.unchanged(ctx, doomed)
 				if err == nil && stage < 0 {
 					err = x.unmarked(ctx, doomed)
@@ -242,6 +249,18 @@ func (x *execution) remove(ctx context.Context, store string, phase retain.Phase
 			return fmt.Errorf("wait to delete: %w", err)
 		}
 	}
+	if phase == retain.Sentinels && x.deleted > 0 {
+		// The look at all of them is some batches ago.
+		batch := make(map[catalog.BackupID]*catalog.Stored, len(keys))
+		for _, key := range keys {
+			if b := x.bySentinel[object{store, key}]; b != nil {
+				batch[b.ID] = b
+			}
+		}
+		if err := x.unmarked(ctx, batch); err != nil {
+			return err
+		}
+	}
 	if x.Fence != nil {
 		if err := x.Fence(ctx); err != nil {
 			return err
@@ -259,7 +278,9 @@ func (x *execution) remove(ctx context.Context, store string, phase retain.Phase
 // are to go, and returns ErrChanged when there is anything that the plan does
 // not know.
 func (x *execution) unchanged(ctx context.Context, doomed map[catalog.BackupID]*catalog.Stored) error {
-	folders := map[catalog.Folder]bool{}
+	// Base backups always: the WAL may be that of one which came from
+	// elsewhere, and is older than those that are kept.
+	folders := map[catalog.Folder]bool{catalog.BaseBackups: true}
 	for id := range doomed {
 		folders[id.Folder] = true
 	}
