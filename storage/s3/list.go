@@ -3,6 +3,7 @@ package s3
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -22,7 +23,20 @@ type pageFrom struct{ token, after string }
 type listPage struct {
 	infos []storage.Info // by key; not yet relative to the root
 	next  pageFrom
-	more  bool
+	more  bool // the listing goes on, at next
+}
+
+// errLost ends a listing that goes on at no place we can ask for. To stop there
+// in silence would hide objects: a gateway that knows only the older call does
+// so behind the first thousand, and what is not listed is taken for gone.
+var errLost = fmt.Errorf("the store tells that the listing goes on, and not from where: change S3_USE_LIST_OBJECTS_V1, true is for a store that knows the older call only: %w", storage.ErrPermanent)
+
+// goesOn reports whether next is a place to go on at.
+func (from pageFrom) goesOn(next pageFrom) bool {
+	if next.token != "" {
+		return next.token != from.token
+	}
+	return next.after != "" && next.after != from.after
 }
 
 // List implements storage.Bucket, with a request for each thousand names.
@@ -66,6 +80,10 @@ func (b *Bucket) List(ctx context.Context, prefix string, opt storage.ListOption
 			if !page.more {
 				return
 			}
+			if !from.goesOn(page.next) {
+				fail(errLost)
+				return
+			}
 			from = page.next
 		}
 	}
@@ -91,7 +109,6 @@ func (b *Bucket) page(ctx context.Context, prefix, delimiter string, limit int32
 			if p.next.after == "" && len(p.infos) > 0 {
 				p.next.after = p.infos[len(p.infos)-1].Name
 			}
-			p.more = p.next.after != ""
 		}
 		return p, nil
 	}
@@ -104,7 +121,7 @@ func (b *Bucket) page(ctx context.Context, prefix, delimiter string, limit int32
 	}
 	p := newPage(out.Contents, out.CommonPrefixes)
 	p.next.token = aws.ToString(out.NextContinuationToken)
-	p.more = aws.ToBool(out.IsTruncated) && p.next.token != ""
+	p.more = aws.ToBool(out.IsTruncated)
 	return p, nil
 }
 
