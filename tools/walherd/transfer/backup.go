@@ -352,14 +352,12 @@ func (c *Copier) moveFamily(ctx context.Context, f *family, preserve bool) Resul
 	for _, b := range f.members {
 		stages = append(stages, []Object{b.document})
 	}
-	gone := f.stale
+	var replaced []*backup
 	if c.Overwrite {
 		// What is being replaced is no backup until it is whole again.
-		for _, b := range f.members {
-			gone = append(gone, b.document.Name)
-		}
+		replaced = f.members
 	}
-	if err := Remove(ctx, c.To, gone); err != nil {
+	if err := removeBackups(ctx, c.To, replaced, f.stale); err != nil {
 		err = fmt.Errorf("backup %s: clear its place in the target: %w", f.members[0].name, err)
 		c.Log.Error(err.Error())
 		var res Result
@@ -374,16 +372,24 @@ func (c *Copier) moveFamily(ctx context.Context, f *family, preserve bool) Resul
 		return res
 	}
 	var names []string
-	for _, b := range slices.Backward(f.members) {
-		names = append(names, b.document.Name)
-	}
 	for _, o := range slices.Concat(f.metadata, f.data) {
 		names = append(names, o.Name)
 	}
-	if err := Remove(ctx, c.From, names); err != nil {
+	if err := removeBackups(ctx, c.From, f.members, names); err != nil {
 		err = fmt.Errorf("backup %s is in the target; remove it from the source: %w", f.members[0].name, err)
 		c.Log.Error(err.Error())
 		res.fail(err)
 	}
 	return res
+}
+
+// removeBackups removes sentinels, children before their parents and so each in
+// a call of its own, and then what they speak for.
+func removeBackups(ctx context.Context, b storage.Bucket, parentsFirst []*backup, rest []string) error {
+	for _, one := range slices.Backward(parentsFirst) {
+		if err := b.Delete(ctx, one.document.Name); err != nil {
+			return err
+		}
+	}
+	return Remove(ctx, b, rest)
 }

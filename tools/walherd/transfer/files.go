@@ -148,23 +148,25 @@ func IsDocument(name string) bool {
 const removeBatch = 1000
 
 // Remove deletes objects, sentinels before all else: what is left of a backup
-// after a crash must not be taken for one.
+// after a crash must not be taken for one. A call of Delete has no order within
+// it, so no sentinel shares one with what it speaks for.
 func Remove(ctx context.Context, b storage.Bucket, names []string) error {
-	names = slices.Clone(names)
-	slices.SortStableFunc(names, func(a, b string) int { return rank(a) - rank(b) })
-	for batch := range slices.Chunk(names, removeBatch) {
-		if err := b.Delete(ctx, batch...); err != nil {
-			return err
+	var sentinels, rest []string
+	for _, name := range names {
+		if IsSentinel(name) {
+			sentinels = append(sentinels, name)
+		} else {
+			rest = append(rest, name)
+		}
+	}
+	for _, some := range [][]string{sentinels, rest} {
+		for batch := range slices.Chunk(some, removeBatch) {
+			if err := b.Delete(ctx, batch...); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
-}
-
-func rank(name string) int {
-	if IsSentinel(name) {
-		return 0
-	}
-	return 1
 }
 
 func list(ctx context.Context, b storage.Bucket, prefix string) ([]Object, error) {
