@@ -11,7 +11,8 @@ import (
 )
 
 // SetPermanent sets whether a backup may be deleted; changed tells whether it
-// had to be. storage.ErrNotExist is: there is no such backup.
+// had to be. storage.ErrNotExist is: there is no such backup, or it was deleted
+// meanwhile.
 //
 // It is one write, of metadata.json, whose flag is the one that every command
 // goes by, WAL-G's too. The sentinel keeps the flag it was made with, because
@@ -53,6 +54,11 @@ func (r *Repo) SetPermanent(ctx context.Context, backup pg.BackupName, permanent
 	}
 	if _, err := r.PutMetadata(ctx, backup, doc); err != nil {
 		return fail(err)
+	}
+	// A deletion that runs without a lease may have begun before it could see
+	// the flag; who keeps a backup must hear that.
+	if _, err := r.b.Stat(ctx, r.folder.SentinelKey(backup)); err != nil {
+		return fail(fmt.Errorf("see whether it is still there: %w", err))
 	}
 	return true, nil
 }

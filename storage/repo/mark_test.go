@@ -1,7 +1,9 @@
 package repo_test
 
 import (
+	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -70,5 +72,33 @@ func TestSetPermanent(t *testing.T) {
 	}
 	if _, err := r.SetPermanent(t.Context(), name, true); err == nil {
 		t.Fatal("an unreadable document was replaced")
+	}
+}
+
+// deleting is a store whose backup is deleted while it is being marked.
+type deleting struct {
+	storage.Bucket
+	sentinel string
+}
+
+func (d *deleting) Put(ctx context.Context, name string, r io.Reader, opt storage.PutOptions) (storage.Info, error) {
+	if err := d.Delete(ctx, d.sentinel, name); err != nil {
+		return storage.Info{}, err
+	}
+	return d.Bucket.Put(ctx, name, r, opt)
+}
+
+// TestSetPermanentOfDeleted: a backup that is deleted meanwhile is not called
+// permanent.
+func TestSetPermanentOfDeleted(t *testing.T) {
+	t.Parallel()
+	const name = pg.BackupName("base_000000010000000000000003")
+	b := mem.New()
+	if _, err := repo.New(b, "default").PutSentinel(t.Context(), name, []byte(`{"LSN":50331688}`)); err != nil {
+		t.Fatal(err)
+	}
+	r := repo.New(&deleting{b, repo.SentinelKey(name)}, "default")
+	if changed, err := r.SetPermanent(t.Context(), name, true); !errors.Is(err, storage.ErrNotExist) || changed {
+		t.Errorf("changed %t, %v", changed, err)
 	}
 }
