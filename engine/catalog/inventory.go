@@ -44,8 +44,9 @@ type Details struct {
 	// backup is taken for permanent: nobody knows that it is not.
 	Unreadable            bool
 	Increment             *manifest.Increment
-	StartLSN, FinishLSN   pg.LSN    // 0 when unknown
-	StartTime, FinishTime time.Time // zero when unknown
+	StartLSN, FinishLSN   pg.LSN      // 0 when unknown
+	StartTime, FinishTime time.Time   // zero when unknown
+	System                pg.SystemID // 0 when unknown
 	UserData              manifest.UserData
 }
 
@@ -68,6 +69,9 @@ func DetailsOf(s *manifest.Sentinel, m *manifest.Metadata) Details {
 		d.Permanent, d.UserData = m.IsPermanent, m.UserData
 		d.StartLSN, d.FinishLSN = m.StartLSN, m.FinishLSN
 		d.StartTime, d.FinishTime = m.StartTime, m.FinishTime
+		if m.SystemIdentifier != nil {
+			d.System = *m.SystemIdentifier
+		}
 	}
 	return d
 }

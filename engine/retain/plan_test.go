@@ -571,6 +571,40 @@ func TestOrderAndSegmentSize(t *testing.T) {
 	}
 }
 
+// A cluster that was made anew over the storage of its predecessor begins at
+// the first segments again: by name its backups are older than all there are.
+func TestNewClusterOverOldStorage(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	system := map[pg.BackupName]pg.SystemID{
+		s.backup("", 1, 0x500, "", false, 1): 1,
+		s.backup("", 1, 0x510, "", false, 2): 1,
+		s.backup("", 1, 3, "", false, 3):     2,
+	}
+	describe := func(known bool) {
+		for id, d := range s.details {
+			if d.System = system[id.Name]; !known && d.System == 1 {
+				d.System = 0
+			}
+			s.details[id] = d
+		}
+	}
+	describe(true)
+	for _, p := range []Policy{Retain{Count: 1}, Retain{Count: 2}, Before{Limit: Limit{Name: "base_000000010000000500000010"}}} {
+		if _, err := NewPlan(s.inventory(t), p, Options{}, at(9)); !errors.Is(err, ErrOrder) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	if got, want := gone(s.plan(t, Retain{Count: 1}, Options{UseStartTime: true}, at(9))), "F500 F510"; got != want {
+		t.Errorf("by time: %q, want %q", got, want)
+	}
+	// Of one cluster as far as is known, it is a standby's that lags.
+	describe(false)
+	if got, want := gone(s.plan(t, Retain{Count: 2}, Options{}, at(9))), "F3"; got != want {
+		t.Errorf("systems not known: %q, want %q", got, want)
+	}
+}
+
 func TestBrokenChainDoesNotCount(t *testing.T) {
 	t.Parallel()
 	s := newStore()

@@ -134,10 +134,14 @@ func (p *planner) olderThan(target *node, mode Mode) error {
 }
 
 // checkOrder refuses to delete a newer backup for an older one because its
-// timeline has a lower number. That happens when a cluster was upgraded, or
-// made anew, over the same storage, and when an old primary goes on.
+// timeline has a lower number, or its segment, which tells nothing between two
+// clusters. That happens when a cluster was upgraded, or made anew, over the
+// same storage, and when an old primary goes on. On one timeline of one cluster
+// a later start may be at an earlier place: on a standby that lags.
 func (p *planner) checkOrder(n, target *node) error {
-	if p.order.byTime || n.permanent() || n.ID.Folder != catalog.BaseBackups || n.timeline() == target.timeline() ||
+	ordered := n.timeline() == target.timeline() &&
+		(n.Details.System == target.Details.System || n.Details.System == 0 || target.Details.System == 0)
+	if p.order.byTime || n.permanent() || n.ID.Folder != catalog.BaseBackups || ordered ||
 		n.Details.StartTime.IsZero() || target.Details.StartTime.IsZero() || !n.Details.StartTime.After(target.Details.StartTime) {
 		return nil
 	}
