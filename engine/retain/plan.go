@@ -84,6 +84,9 @@ type Plan struct {
 	Warnings []string
 	// Foreign is the count of objects of unknown names. They stay.
 	Foreign uint64
+	// Uploads are what killed uploads have left, which goes after all else. No
+	// listing shows them: whoever has the storages adds them.
+	Uploads []Upload
 
 	nodes    []*node
 	size     pg.SegmentSize
@@ -92,6 +95,13 @@ type Plan struct {
 	bulk     map[pg.Timeline][]zone
 	probes   []catalog.Probe
 	probeWhy Reason
+}
+
+// Upload is an unfinished upload in a storage; ID tells those of one name apart.
+// Moved is its last sign of life.
+type Upload struct {
+	Storage, Name, ID string
+	Moved             time.Time
 }
 
 // walScope is how far a policy goes with WAL.

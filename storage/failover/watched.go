@@ -21,6 +21,9 @@ type watched struct {
 
 var _ storage.Bucket = (*watched)(nil)
 
+// Unwrap is the Bucket inside, whose failures nobody is told of.
+func (w *watched) Unwrap() storage.Bucket { return w.b }
+
 // report judges how an operation ended; nil is well. answers are the errors
 // that are no failure of this operation.
 func (w *watched) report(ctx context.Context, err error, answers ...error) {

@@ -32,6 +32,29 @@ func (b *Bucket) Unfinished(ctx context.Context, prefix string) iter.Seq2[Unfini
 	}
 }
 
+// Leftovers implements storage.Sweeper.
+func (b *Bucket) Leftovers(ctx context.Context, prefix string) iter.Seq2[storage.Leftover, error] {
+	return func(yield func(storage.Leftover, error) bool) {
+		for u, err := range b.Unfinished(ctx, prefix) {
+			if !yield(storage.Leftover{Name: u.Name, Moved: u.Modified}, err) {
+				return
+			}
+		}
+	}
+}
+
+// DropLeftovers implements storage.Sweeper.
+func (b *Bucket) DropLeftovers(ctx context.Context, uploads ...storage.Leftover) error {
+	names := make([]string, len(uploads))
+	for i, u := range uploads {
+		if !isTemp(u.Name) {
+			return fmt.Errorf("%w %q: it is not that of an unfinished upload", storage.ErrName, u.Name)
+		}
+		names[i] = u.Name
+	}
+	return b.Delete(ctx, names...)
+}
+
 func (b *Bucket) walk(ctx context.Context, prefix string, opt storage.ListOptions, temps bool, yield func(storage.Info, error) bool) {
 	dir, part := "", prefix
 	if i := strings.LastIndexByte(prefix, '/'); i >= 0 {

@@ -43,6 +43,9 @@ func New(b storage.Bucket, up, down *rate.Limiter) *Bucket {
 	return &Bucket{b: b, up: up, down: down}
 }
 
+// Unwrap is the Bucket inside, without the limits.
+func (b *Bucket) Unwrap() storage.Bucket { return b.b }
+
 // Put implements storage.Bucket.
 func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.PutOptions) (storage.Info, error) {
 	if b.up == nil {

@@ -45,6 +45,9 @@ var _ storage.Bucket = (*Bucket)(nil)
 // New wraps b.
 func New(b storage.Bucket) *Bucket { return &Bucket{b: b} }
 
+// Unwrap is the Bucket inside, uncounted.
+func (b *Bucket) Unwrap() storage.Bucket { return b.b }
+
 // Snapshot tells what was counted so far.
 func (b *Bucket) Snapshot() Snapshot {
 	return Snapshot{

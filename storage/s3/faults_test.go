@@ -215,8 +215,22 @@ func TestFaultsLostCreate(t *testing.T) {
 	if len(left) != 1 || left[0].Name != "d/x" || left[0].ID == "" || time.Since(left[0].Started) > time.Hour {
 		t.Fatalf("unfinished uploads: %+v", left)
 	}
+	sweeper, ok := storage.SweeperOf(direct)
+	if !ok {
+		t.Fatal("S3 tells no unfinished uploads")
+	}
+	var uploads []storage.Leftover
+	for u, err := range sweeper.Leftovers(t.Context(), "d/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		uploads = append(uploads, u)
+	}
+	if len(uploads) != 1 || uploads[0] != (storage.Leftover{Name: "d/x", ID: left[0].ID, Moved: left[0].Started}) {
+		t.Fatalf("leftovers: %+v", uploads)
+	}
 	for range 2 {
-		if err := direct.AbortUnfinished(t.Context(), left...); err != nil {
+		if err := sweeper.DropLeftovers(t.Context(), uploads...); err != nil {
 			t.Fatal(err)
 		}
 	}

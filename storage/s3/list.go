@@ -198,3 +198,24 @@ func (b *Bucket) AbortUnfinished(ctx context.Context, uploads ...Upload) error {
 	}
 	return nil
 }
+
+// Leftovers implements storage.Sweeper.
+func (b *Bucket) Leftovers(ctx context.Context, prefix string) iter.Seq2[storage.Leftover, error] {
+	return func(yield func(storage.Leftover, error) bool) {
+		for u, err := range b.Unfinished(ctx, prefix) {
+			if !yield(storage.Leftover{Name: u.Name, ID: u.ID, Moved: u.Started}, err) {
+				return
+			}
+		}
+	}
+}
+
+// DropLeftovers implements storage.Sweeper.
+func (b *Bucket) DropLeftovers(ctx context.Context, uploads ...storage.Leftover) error {
+	for _, u := range uploads {
+		if err := b.AbortUnfinished(ctx, Upload{Name: u.Name, ID: u.ID}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

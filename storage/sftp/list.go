@@ -3,6 +3,7 @@ package sftp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"os"
 	"slices"
@@ -41,6 +42,29 @@ func (b *Bucket) Unfinished(ctx context.Context, prefix string) iter.Seq2[Unfini
 			return yield(Unfinished{Name: info.Name, Size: info.Size, Modified: info.Modified}, err)
 		})
 	}
+}
+
+// Leftovers implements storage.Sweeper.
+func (b *Bucket) Leftovers(ctx context.Context, prefix string) iter.Seq2[storage.Leftover, error] {
+	return func(yield func(storage.Leftover, error) bool) {
+		for u, err := range b.Unfinished(ctx, prefix) {
+			if !yield(storage.Leftover{Name: u.Name, Moved: u.Modified}, err) {
+				return
+			}
+		}
+	}
+}
+
+// DropLeftovers implements storage.Sweeper.
+func (b *Bucket) DropLeftovers(ctx context.Context, uploads ...storage.Leftover) error {
+	names := make([]string, len(uploads))
+	for i, u := range uploads {
+		if !isTemp(u.Name) {
+			return fmt.Errorf("%w %q: it is not that of an unfinished upload", storage.ErrName, u.Name)
+		}
+		names[i] = u.Name
+	}
+	return b.Delete(ctx, names...)
 }
 
 func (b *Bucket) walk(ctx context.Context, prefix string, opt storage.ListOptions, temps bool, yield func(storage.Info, error) bool) {

@@ -14,7 +14,8 @@
 // process that dies leaves backups that are either listed and whole or not
 // listed, and WAL that nobody needs. What is left over is found by the next
 // run of the same command as far as the policy speaks of it, and by delete
-// garbage in any case. A job is handed to another worker, which plans anew.
+// garbage in any case; it also takes what killed uploads have left, which no
+// listing shows. A job is handed to another worker, which plans anew.
 //
 // # Why what begins meanwhile is safe
 //

@@ -37,6 +37,9 @@ func Tell(log *slog.Logger, pl *retain.Plan) {
 	for s := range pl.Steps() {
 		log.Info(lineMarked+s.Key, telemetry.KeyStorage, s.Storage, telemetry.KeyReason, s.Reason.Text)
 	}
+	for _, u := range pl.Uploads {
+		log.Info(lineMarked+u.Name, telemetry.KeyStorage, u.Storage, telemetry.KeyReason, "an upload that nobody has finished since "+u.Moved.UTC().Format(time.RFC3339))
+	}
 }
 
 // TellEnd logs how a command ended: dry, or with so many objects deleted.
@@ -51,12 +54,12 @@ func TellEnd(log *slog.Logger, dry bool, objects uint64) {
 	}
 }
 
-// Count is how many objects a plan deletes.
+// Count is how many objects a plan deletes, and unfinished uploads.
 func Count(pl *retain.Plan) (n uint64) {
 	for _, c := range pl.Objects() {
 		n += c
 	}
-	return n
+	return n + uint64(len(pl.Uploads))
 }
 
 // The plan as JSON. Members are added, never renamed.
@@ -72,6 +75,7 @@ type (
 		Backups  []backupJSON  `json:"backups"`
 		WAL      []walJSON     `json:"wal"`
 		History  []historyJSON `json:"histories"`
+		Uploads  []uploadJSON  `json:"unfinished_uploads"`
 	}
 	phasesJSON struct {
 		Sentinels uint64 `json:"sentinels"`
@@ -106,6 +110,12 @@ type (
 		Object  string `json:"object"`
 		whyJSON
 	}
+	uploadJSON struct {
+		Storage string    `json:"storage_name"`
+		Object  string    `json:"object"`
+		ID      string    `json:"id,omitempty"`
+		Moved   time.Time `json:"time"`
+	}
 	objectJSON struct {
 		Stage   int         `json:"stage"`
 		Phase   string      `json:"phase"`
@@ -126,7 +136,7 @@ func WriteJSON(w io.Writer, c Command, confirm bool, pl *retain.Plan) error {
 		Command: c.String(), Confirm: confirm, Note: pl.Note, Warnings: pl.Warnings, Count: Count(pl), Foreign: pl.Foreign,
 		Phases: phasesJSON{count[retain.Sentinels], count[retain.Parts], count[retain.Documents], count[retain.WALObjects], count[retain.Rest]},
 		// Never null: a reader need not look.
-		Backups: []backupJSON{}, WAL: []walJSON{}, History: []historyJSON{},
+		Backups: []backupJSON{}, WAL: []walJSON{}, History: []historyJSON{}, Uploads: []uploadJSON{},
 	}
 	if doc.Warnings == nil {
 		doc.Warnings = []string{}
@@ -146,6 +156,9 @@ func WriteJSON(w io.Writer, c Command, confirm bool, pl *retain.Plan) error {
 	}
 	for _, d := range pl.Histories {
 		doc.History = append(doc.History, historyJSON{d.File.Storage, d.File.Key(), why(d.Delete, d.Reason)})
+	}
+	for _, u := range pl.Uploads {
+		doc.Uploads = append(doc.Uploads, uploadJSON{u.Storage, u.Name, u.ID, u.Moved})
 	}
 	head, err := json.Marshal(doc)
 	if err != nil {

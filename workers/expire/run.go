@@ -123,6 +123,11 @@ func (w *Work) Plan(ctx context.Context, c Command) (*catalog.Inventory, *retain
 		return nil, nil, &Refusal{err}
 	}
 	pl.Warnings = append(warnings, pl.Warnings...)
+	if g, ok := policy.(retain.Garbage); ok {
+		if err := w.addUploads(ctx, g, pl); err != nil {
+			return nil, nil, err
+		}
+	}
 	return inv, pl, nil
 }
 
@@ -236,7 +241,10 @@ func (w *Work) execute(ctx context.Context, inv *catalog.Inventory, pl *retain.P
 			}
 		}
 	}
-	return x.deleted, flushAll()
+	if err := flushAll(); err != nil {
+		return x.deleted, err
+	}
+	return x.deleted, x.dropUploads(ctx, pl)
 }
 
 // remove deletes one batch.

@@ -104,7 +104,7 @@ type Walherd struct {
 	VerifySchedule string        `envconfig:"WALHERD_VERIFY_SCHEDULE" desc:"when the agents verify the archived WAL (wal-verify integrity timeline), in cron's notation; a failure is an event and shows in status"`
 	Retention      string        `envconfig:"WALHERD_RETENTION" desc:"what is deleted on schedule: delete commands without the word delete, separated by semicolons (\"retain --window 14d; garbage --window 14d\")"`
 	RetentionCron  string        `envconfig:"WALHERD_RETENTION_SCHEDULE" desc:"when WALHERD_RETENTION is done, in cron's notation; of several workers and agents of a cluster one asks for it, and an agent only where the broker lets it"`
-	DeleteAge      time.Duration `envconfig:"WALHERD_DELETE_SAFETY_AGE" default:"24h" min:"0s" desc:"how long after its last object a backup without a sentinel is taken to be in the making; delete leaves it alone"`
+	DeleteAge      time.Duration `envconfig:"WALHERD_DELETE_SAFETY_AGE" default:"24h" min:"0s" desc:"how long after its last object a backup without a sentinel is taken to be in the making; delete leaves it alone. So it is, for an hour at least, with uploads that were not finished"`
 	DeleteRate     int           `envconfig:"WALHERD_DELETE_RATE" default:"0" min:"0" unit:"objects/s" desc:"limit of deleting; 0 is none"`
 	ServeDir       string        `envconfig:"WALHERD_SERVE_DIR" desc:"directory of the broker that serve runs"`
 	ServeListen    string        `envconfig:"WALHERD_SERVE_LISTEN" default:"127.0.0.1:4222" desc:"loopback address of the broker that serve runs"`
