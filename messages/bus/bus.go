@@ -269,6 +269,14 @@ const (
 	apiConsumerNext   = "$JS.API.CONSUMER.MSG.NEXT."
 )
 
+// getSubject is what the library asks for a message on.
+func getSubject(s jetstream.Stream, stream string) string {
+	if s.CachedInfo().Config.AllowDirect {
+		return apiDirect + stream
+	}
+	return apiGet + stream
+}
+
 // Get reads the message with one sequence number: from any replica where the
 // stream lets them answer (topology.Stream.Direct), else from its leader.
 func (b *Bus) Get(ctx context.Context, stream string, seq uint64) (Message, error) {

@@ -79,7 +79,7 @@ func (b *Bus) Last(ctx context.Context, stream, subject string) (Stored, error) 
 	if err != nil {
 		return Stored{}, err
 	}
-	watched, stop := b.denials.watch(ctx, apiGet+stream)
+	watched, stop := b.denials.watch(ctx, getSubject(s, stream))
 	defer stop()
 	m, err := s.GetLastMsgForSubject(watched, subject)
 	switch err := ended(watched, err); {

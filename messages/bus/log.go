@@ -25,7 +25,7 @@ func (b *Bus) GetNext(ctx context.Context, stream, subject string, from uint64) 
 	if err != nil {
 		return Stored{}, err
 	}
-	watched, stop := b.denials.watch(ctx, apiGet+stream)
+	watched, stop := b.denials.watch(ctx, getSubject(s, stream))
 	defer stop()
 	m, err := s.GetMsg(watched, max(from, 1), jetstream.WithGetMsgSubject(subject))
 	switch err := ended(watched, err); {

@@ -47,6 +47,9 @@ func (b *Bucket) Put(ctx context.Context, name string, r io.Reader, opt storage.
 		defer l.release()
 		var err error
 		info, err = up.run()
+		if broken(err) && !errors.As(err, new(*contentError)) {
+			l.close() // as in do
+		}
 		done <- err
 	}()
 	select {
