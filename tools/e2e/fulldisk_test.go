@@ -60,6 +60,7 @@ func leave(t *testing.T, disk string, free int64) {
 // any. With no space for WAL the recovery stops, and goes on as well.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
+	slow(t) // engine/restore fills the disk at each object
 	const diskSize = 220 << 20
 	disk := smallDisk(t, diskSize)
 	b := newBench(t, []string{"WALG_DELTA_MAX_STEPS=3", "WALG_TAR_SIZE_THRESHOLD=4000000"})
