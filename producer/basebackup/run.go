@@ -413,10 +413,18 @@ func (r *run) send(sender transit.Sender, o *object, attempt int) error {
 			break
 		}
 	}
-	// The report must be there before a worker can say that it has the end.
+	// The report must be there before a worker can say that it has the end. An
+	// attempt that another one has replaced must not end whole: its abort is on
+	// the way.
 	r.mu.Lock()
-	o.reports[attempt] = c.Report()
+	current := o.attempt == attempt
+	if current {
+		o.reports[attempt] = c.Report()
+	}
 	r.mu.Unlock()
+	if !current {
+		return transit.ErrAborted
+	}
 	return sender.Close(r.ctx)
 }
 
