@@ -166,6 +166,9 @@ func (b *Bus) answer(ctx context.Context, e Endpoint, req micro.Request, log *sl
 // ErrBrokenReply means that a part of an answer was lost on the way.
 var ErrBrokenReply = errors.New("answer incomplete")
 
+// maxUntaken bounds the bytes of an answer that have come and are not taken.
+const maxUntaken = 256 << 20
+
 // AnswerError is what the asked process said instead of an answer.
 type AnswerError struct{ Text string }
 
@@ -176,12 +179,15 @@ func (e *AnswerError) Error() string { return e.Text }
 // service is an AnswerError; ErrNobody is that no process offers it.
 func (b *Bus) Ask(ctx context.Context, subject string, data []byte, silence time.Duration, take func(out string, data []byte) error) error {
 	inbox := b.nc.NewInbox()
-	parts := make(chan *nats.Msg, 256)
-	sub, err := b.nc.ChanSubscribe(inbox, parts)
+	sub, err := b.nc.SubscribeSync(inbox)
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", subject, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
+	// Nothing holds the answer back while take is slow, such as a terminal.
+	if err := sub.SetPendingLimits(-1, maxUntaken); err != nil {
+		return fmt.Errorf("ask %s: %w", subject, err)
+	}
 	ctx, stop := b.denials.watch(ctx, subject)
 	defer stop()
 	m := b.message(ctx, subject, nil, data)
@@ -189,29 +195,33 @@ func (b *Bus) Ask(ctx context.Context, subject string, data []byte, silence time
 	if err := b.nc.PublishMsg(m); err != nil {
 		return fmt.Errorf("ask %s: %w", subject, err)
 	}
-	quiet := time.NewTimer(silence)
-	defer quiet.Stop()
 	for want := 0; ; want++ {
-		select {
-		case m := <-parts:
-			quiet.Reset(silence)
-			switch {
-			case m.Header.Get("Status") == "503":
-				return fmt.Errorf("ask %s: %w", subject, ErrNobody)
-			case first(m.Header, headerPart) != strconv.Itoa(want):
-				return fmt.Errorf("ask %s: %w: part %q where %d was expected", subject, ErrBrokenReply, first(m.Header, headerPart), want)
-			case first(m.Header, headerError) != "":
-				return &AnswerError{first(m.Header, headerError)}
-			case first(m.Header, headerDone) != "":
-				return nil
-			}
-			if err := take(first(m.Header, headerOut), m.Data); err != nil {
-				return err
-			}
-		case <-quiet.C:
-			return fmt.Errorf("ask %s: %w: nothing came for %s", subject, ErrUnavailable, silence)
-		case <-ctx.Done():
+		wait, cancel := context.WithTimeout(ctx, silence)
+		m, err := sub.NextMsgWithContext(wait)
+		cancel()
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
 			return fmt.Errorf("ask %s: %w", subject, context.Cause(ctx))
+		case errors.Is(err, nats.ErrNoResponders):
+			return fmt.Errorf("ask %s: %w", subject, ErrNobody)
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("ask %s: %w: nothing came for %s", subject, ErrUnavailable, silence)
+		case errors.Is(err, nats.ErrSlowConsumer):
+			return fmt.Errorf("ask %s: %w: more than %d bytes of it waited to be taken", subject, ErrBrokenReply, maxUntaken)
+		default:
+			return fmt.Errorf("ask %s: %w", subject, err)
+		}
+		switch {
+		case first(m.Header, headerPart) != strconv.Itoa(want):
+			return fmt.Errorf("ask %s: %w: part %q where %d was expected", subject, ErrBrokenReply, first(m.Header, headerPart), want)
+		case first(m.Header, headerError) != "":
+			return &AnswerError{first(m.Header, headerError)}
+		case first(m.Header, headerDone) != "":
+			return nil
+		}
+		if err := take(first(m.Header, headerOut), m.Data); err != nil {
+			return err
 		}
 	}
 }

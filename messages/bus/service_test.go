@@ -52,6 +52,32 @@ func TestAnAnswerLargerThanAMessage(t *testing.T) {
 	}
 }
 
+// TestAnAnswerOfManyParts comes faster than it is taken.
+func TestAnAnswerOfManyParts(t *testing.T) {
+	t.Parallel()
+	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+	const parts = 5000
+	sent := make(chan struct{})
+	stop := serve(t, b, func(_ context.Context, _ []byte, r *bus.Reply) error {
+		defer close(sent)
+		for range parts {
+			if err := r.Write("stdout", []byte("a cell of a table")); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	defer stop()
+	got := 0
+	if err := b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, func(string, []byte) error {
+		<-sent
+		got++
+		return nil
+	}); err != nil || got != parts {
+		t.Fatalf("got %d parts, %v", got, err)
+	}
+}
+
 func TestAskNobody(t *testing.T) {
 	t.Parallel()
 	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))

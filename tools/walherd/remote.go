@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,7 +150,10 @@ func (a *app) answering(cluster messages.Cluster) bus.Endpoint {
 		if err != nil {
 			return err
 		}
-		return a.runFor(ctx, askable, req.Args, replyWriter{reply, "stdout"}, replyWriter{reply, "stderr"})
+		// A table is written cell by cell, and each write is a message.
+		out := bufio.NewWriterSize(replyWriter{reply, "stdout"}, 64<<10)
+		err = a.runFor(ctx, askable, req.Args, out, replyWriter{reply, "stderr"})
+		return cmp.Or(err, out.Flush())
 	}}
 }
 
