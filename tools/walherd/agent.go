@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -165,12 +166,30 @@ const claimed = time.Hour
 
 // claim takes scheduled times among the processes of a cluster.
 func (a *app) claim(f *fleet, sep string) schedule.Claim {
+	// A claim without an answer may have been taken: then it is this process that
+	// holds it at the next try, and no other will do the work.
+	var mu sync.Mutex
+	unsure := map[string]bool{}
 	return func(ctx context.Context, name string, at time.Time) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err := f.bus.Acquire(ctx, claimKey(f.cluster, name, sep, at), a.processName(), claimed)
+		mu.Lock()
+		defer mu.Unlock()
+		key := claimKey(f.cluster, name, sep, at)
+		_, err := f.bus.Acquire(ctx, key, a.processName(), claimed)
 		if errors.Is(err, bus.ErrHeld) {
-			return schedule.ErrTaken
+			err = schedule.ErrTaken
+			if unsure[key] {
+				var who string
+				if who, err = f.bus.Holder(ctx, key); err == nil && who != a.processName() {
+					err = schedule.ErrTaken
+				}
+			}
+		}
+		if err == nil || errors.Is(err, schedule.ErrTaken) {
+			delete(unsure, key)
+		} else {
+			unsure[key] = true
 		}
 		return err
 	}

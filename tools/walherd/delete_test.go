@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/walherd/walherd/engine/retain"
+	"github.com/walherd/walherd/messages/bustest"
+	"github.com/walherd/walherd/messages/topology"
+	"github.com/walherd/walherd/producer/schedule"
 )
 
 func TestParseRetention(t *testing.T) {
@@ -45,5 +49,32 @@ func TestClaimKey(t *testing.T) {
 	}
 	if got := claimKey("main", "retention", ".", at); got != "main.retention.1800000000" {
 		t.Error(got)
+	}
+}
+
+// TestAClaimWithoutAnAnswer: the broker stored it and its answer was lost. Every
+// other host finds it taken, so this one does the work, once.
+func TestAClaimWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	b := bustest.New(t, topology.Config{})
+	a := &app{name: "walherd"}
+	f := &fleet{cluster: bustest.Cluster, bus: b}
+	at := time.Unix(1800000000, 0)
+	claim := a.claim(f, "-")
+	lost, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := claim(lost, "backup", at); err == nil || errors.Is(err, schedule.ErrTaken) {
+		t.Fatalf("without an answer: %v", err)
+	}
+	if _, err := b.Acquire(t.Context(), claimKey(bustest.Cluster, "backup", "-", at), a.processName(), claimed); err != nil {
+		t.Fatal(err)
+	}
+	if err := claim(t.Context(), "backup", at); err != nil {
+		t.Fatalf("after the answer was lost: %v", err)
+	}
+	for _, c := range []schedule.Claim{claim, a.claim(f, "-")} {
+		if err := c(t.Context(), "backup", at); !errors.Is(err, schedule.ErrTaken) {
+			t.Fatalf("once more: %v", err)
+		}
 	}
 }
