@@ -14,6 +14,8 @@ import (
 
 // StreamState is how full a stream is.
 type StreamState struct {
+	// At is now, by the broker's clock.
+	At              time.Time
 	Messages, Bytes uint64
 	// MaxBytes is its bound; 0 is none.
 	MaxBytes int64
@@ -29,12 +31,14 @@ func (b *Bus) StreamState(ctx context.Context, stream string) (StreamState, erro
 	if err != nil {
 		return StreamState{}, err
 	}
-	info, err := s.Info(ctx)
+	watched, stop := b.denials.watch(ctx, apiInfo+stream)
+	defer stop()
+	info, err := s.Info(watched)
 	if err != nil {
-		return StreamState{}, fmt.Errorf("describe stream %s: %w", stream, adminError(err))
+		return StreamState{}, fmt.Errorf("describe stream %s: %w", stream, adminError(ended(watched, err)))
 	}
 	out := StreamState{
-		Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0),
+		At: info.TimeStamp, Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0),
 		Replicas: max(info.Config.Replicas, 1), Current: 1,
 	}
 	if c := info.Cluster; c != nil {

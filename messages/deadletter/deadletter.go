@@ -9,10 +9,12 @@
 package deadletter
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -100,15 +102,12 @@ func clean(s string) string {
 func List(ctx context.Context, b *bus.Bus, c messages.Cluster) ([]Letter, error) {
 	var out []Letter
 	for _, subject := range []string{messages.DeadSubjects(c), topology.Exhausted} {
-		for from := uint64(1); ; {
-			m, err := b.GetNext(ctx, topology.StreamDead, subject, from)
-			if errors.Is(err, bus.ErrNoMessage) {
-				break
-			}
-			if err != nil {
-				return nil, fmt.Errorf("list dead letters: %w", err)
-			}
-			from = m.Seq + 1
+		var found []bus.Stored
+		if err := b.Scan(ctx, topology.StreamDead, subject, func(m bus.Stored) { found = append(found, m) }); err != nil {
+			return nil, fmt.Errorf("list dead letters: %w", err)
+		}
+		slices.SortFunc(found, func(a, b bus.Stored) int { return cmp.Compare(a.Seq, b.Seq) })
+		for _, m := range found {
 			l, ok, err := read(ctx, b, m, c)
 			if err != nil {
 				return nil, fmt.Errorf("list dead letters: %w", err)
@@ -169,12 +168,16 @@ func read(ctx context.Context, b *bus.Bus, m bus.Stored, c messages.Cluster) (l 
 	l.Kind, l.Stuck, l.Queued, l.Attempts, l.Data = kind, true, advisory.Seq, advisory.Deliveries, nil
 	l.Reason = "its deliveries ran out: no worker that took it lived to say why"
 	l.subject = messages.WorkSubject(kind, c)
-	job, err := b.Get(ctx, topology.StreamWork, advisory.Seq)
-	if errors.Is(err, bus.ErrNoMessage) {
+	job, err := b.GetNext(ctx, topology.StreamWork, l.subject, advisory.Seq)
+	switch {
+	case errors.Is(err, bus.ErrNoMessage):
 		return Letter{}, false, nil // done or retried since
-	}
-	if err != nil {
+	case err != nil:
 		return Letter{}, false, err
+	case job.Seq != advisory.Seq, !job.Time.Before(m.Time):
+		// Done, too; or the work queue was made anew, and the number is that of a
+		// job which is alive.
+		return Letter{}, false, nil
 	}
 	l.Data, l.Object = job.Data, object(job.Data)
 	return l, true, nil
@@ -219,11 +222,27 @@ func (l Letter) Acknowledged() bool {
 	return ok && job.Acknowledged
 }
 
-// Transfer is where the bytes of a letter's job are queued; empty if it has
-// none, or cannot be read.
+// Transfer is where the queued bytes are that another try at the letter's job
+// needs; empty if it needs none. A WAL file that PostgreSQL was not told is
+// archived needs none: PostgreSQL has it, and sends it anew at every ask, so
+// that kept bytes of each refused ask would fill the queue.
 func (l Letter) Transfer() string {
-	job, _ := l.archive()
-	return job.Bytes.ID
+	if _, err := messages.Decode(l.Data); l.Kind == messages.KindArchive && errors.Is(err, messages.ErrVersion) {
+		// Another build's to try.
+		var job struct {
+			Body struct {
+				Bytes struct {
+					ID string `json:"id"`
+				} `json:"bytes"`
+			} `json:"body"`
+		}
+		_ = json.Unmarshal(l.Data, &job) // what has no ID there has no bytes that could be found
+		return job.Body.Bytes.ID
+	}
+	if job, ok := l.archive(); ok && job.Acknowledged {
+		return job.Bytes.ID
+	}
+	return ""
 }
 
 func (l Letter) archive() (job messages.ArchiveJob, ok bool) {

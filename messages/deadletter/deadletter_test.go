@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,5 +196,49 @@ func nothingLeft(t *testing.T, b *bus.Bus) {
 	}
 	if n, err := b.Depth(t.Context(), topology.StreamWork); err != nil || n > 0 {
 		t.Fatalf("%d jobs left, %v", n, err)
+	}
+}
+
+// TestAnAdvisoryIsNotAboutALaterJob: the work queue was made anew since, and the
+// advisory's number is that of a job which is alive.
+func TestAnAdvisoryIsNotAboutALaterJob(t *testing.T) {
+	t.Parallel()
+	b := bustest.New(t, topology.Config{})
+	consumer := messages.WorkConsumer(messages.KindArchive, bustest.Cluster)
+	advisory := fmt.Sprintf(`{"stream":%q,"consumer":%q,"stream_seq":1,"deliveries":5}`, topology.StreamWork, consumer)
+	subject := strings.TrimSuffix(topology.Exhausted, ">") + consumer
+	if _, err := b.Publish(t.Context(), subject, nil, []byte(advisory)); err != nil {
+		t.Fatal(err)
+	}
+	queue(t, b)
+	if all, err := deadletter.List(t.Context(), b, bustest.Cluster); err != nil || len(all) > 0 {
+		t.Fatalf("letters: %+v, %v", all, err)
+	}
+}
+
+// TestTransferOfALetter: only what nobody will send again is kept for a letter.
+func TestTransferOfALetter(t *testing.T) {
+	t.Parallel()
+	encode := func(acknowledged bool) []byte {
+		data, err := messages.Encode(messages.KindArchive, bustest.Cluster, time.Now(), messages.ArchiveJob{
+			Name: segment, Bytes: messages.Ref{ID: "bytes"}, Acknowledged: acknowledged,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for _, c := range []struct {
+		data []byte
+		want string
+	}{
+		{encode(true), "bytes"},
+		{encode(false), ""},
+		{bytes.Replace(encode(true), []byte(`"v":1`), []byte(`"v":2`), 1), "bytes"},
+		{[]byte("no job"), ""},
+	} {
+		if got := (deadletter.Letter{Kind: messages.KindArchive, Data: c.data}).Transfer(); got != c.want {
+			t.Errorf("%s: keeps %q, want %q", c.data, got, c.want)
+		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/walherd/walherd/messages"
@@ -17,21 +16,22 @@ import (
 // understand: what they need is unknown.
 var ErrUnread = errors.New("a queued job cannot be read")
 
+// Queued is an archive job as it lies in the work queue.
+type Queued struct {
+	messages.ArchiveJob
+	// Seq grows with the time that the job was queued, At, by the broker's clock.
+	Seq uint64
+	At  time.Time
+}
+
 // PendingArchives calls fn for every archive job of a cluster that is in the
-// work queue, also one that a worker is at, with the time it was queued. Jobs
-// that come or go meanwhile may be missed or seen. ErrUnread comes after all
-// others were told.
-func PendingArchives(ctx context.Context, b *bus.Bus, c messages.Cluster, fn func(messages.ArchiveJob, time.Time)) error {
+// work queue, also one that a worker is at, in no order and one at a time. Jobs
+// that come or go meanwhile may be missed or seen; one that is queued anew, by
+// a worker that cannot do it now, is seen. ErrUnread comes after all others
+// were told.
+func PendingArchives(ctx context.Context, b *bus.Bus, c messages.Cluster, fn func(Queued)) error {
 	var unread error
-	for from := uint64(1); ; {
-		m, err := b.GetNext(ctx, topology.StreamWork, messages.WorkSubject(messages.KindArchive, c), from)
-		if errors.Is(err, bus.ErrNoMessage) {
-			return unread
-		}
-		if err != nil {
-			return fmt.Errorf("list archive jobs: %w", err)
-		}
-		from = m.Seq + 1
+	err := b.Scan(ctx, topology.StreamWork, messages.WorkSubject(messages.KindArchive, c), func(m bus.Stored) {
 		env, err := messages.Decode(m.Data)
 		var job messages.ArchiveJob
 		if err == nil {
@@ -39,10 +39,14 @@ func PendingArchives(ctx context.Context, b *bus.Bus, c messages.Cluster, fn fun
 		}
 		if err != nil {
 			unread = cmp.Or(unread, fmt.Errorf("list archive jobs: %w: sequence %d: %w", ErrUnread, m.Seq, err))
-			continue
+			return
 		}
-		fn(job, m.Time)
+		fn(Queued{ArchiveJob: job, Seq: m.Seq, At: m.Time})
+	})
+	if err != nil {
+		return fmt.Errorf("list archive jobs: %w", err)
 	}
+	return unread
 }
 
 // Swept is what a Sweep removed.
@@ -53,34 +57,52 @@ type Swept struct {
 
 // Sweep removes deposited chunks of a cluster that no job will ever ask for: a
 // producer died between its first chunk and its job, or was not let to discard
-// what it gave up, or a job was given up. held are further transfers (Ref.ID) to
-// keep: those of dead letters, which can be tried again.
+// what it gave up, or a job was given up. held, unless nil, tells of further
+// transfers (Ref.ID) to keep: those of dead letters, which can be tried again.
 //
-// Only transfers whose newest chunk was stored before the given time go, so
-// that time must be further back than any Deposit and the publishing of its
-// job can take. No chunk without a job is ever used again: who has to send a
-// file again deposits it anew.
+// Only transfers whose newest chunk was stored longer than age ago go, by the
+// broker's clock, so age must be more than any Deposit and the publishing of
+// its job can take. No chunk without a job is ever used again: who has to send
+// a file again deposits it anew.
 //
 // Chunks are listed before jobs: a job published after its chunks were listed
-// is seen, and one that was done meanwhile has discarded them itself. When
-// anything cannot be read, nothing is removed.
-func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, before time.Time, held ...string) (Swept, error) {
+// is seen, and one that was done meanwhile has discarded them itself. Dead
+// letters are listed before jobs and after them: a job that became one
+// meanwhile, or one that became a job, is seen. When anything cannot be read,
+// nothing is removed.
+func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, age time.Duration, held func(context.Context) ([]string, error)) (Swept, error) {
+	now, err := q.b.StreamState(ctx, topology.StreamWAL)
+	if err != nil {
+		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
+	}
 	transfers, err := q.transfers(ctx, c)
 	if err != nil {
 		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
 	}
 	for id, t := range transfers {
-		if !t.newest.Before(before) || slices.Contains(held, id) {
+		if !t.newest.Before(now.At.Add(-age)) {
 			delete(transfers, id)
 		}
 	}
 	if len(transfers) == 0 {
 		return Swept{}, nil
 	}
-	if err := PendingArchives(ctx, q.b, c, func(job messages.ArchiveJob, _ time.Time) {
-		delete(transfers, job.Bytes.ID)
-	}); err != nil {
-		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
+	spare := func() error {
+		if held == nil {
+			return nil
+		}
+		ids, err := held(ctx)
+		for _, id := range ids {
+			delete(transfers, id)
+		}
+		return err
+	}
+	for _, look := range []func() error{spare, func() error {
+		return PendingArchives(ctx, q.b, c, func(job Queued) { delete(transfers, job.Bytes.ID) })
+	}, spare} {
+		if err := look(); err != nil {
+			return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
+		}
 	}
 	var out Swept
 	for id, t := range transfers {

@@ -61,14 +61,17 @@ func (s *sweepBench) whole(ref messages.Ref) bool {
 	return err == nil
 }
 
-func (s *sweepBench) sweep(before time.Time) transit.Swept {
+func (s *sweepBench) sweep(age time.Duration) transit.Swept {
 	s.t.Helper()
-	got, err := s.q.Sweep(s.t.Context(), bustest.Cluster, before)
+	got, err := s.q.Sweep(s.t.Context(), bustest.Cluster, age, nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return got
 }
+
+// ofAnyAge sweeps what was stored a moment ago, too.
+const ofAnyAge = -time.Hour
 
 const twoChunks = transit.ChunkSize + 1
 
@@ -82,13 +85,13 @@ func TestSweepTakesWhatNoJobRefersTo(t *testing.T) {
 	after := s.deposit(bustest.Cluster, twoChunks)
 	s.job(bustest.Cluster, after)
 
-	if got := s.sweep(time.Now().Add(-time.Hour)); got != (transit.Swept{}) {
+	if got := s.sweep(time.Hour); got != (transit.Swept{}) {
 		t.Fatalf("swept %+v of what is younger than an hour", got)
 	}
 	if !s.whole(orphan) {
 		t.Fatal("a young transfer was touched")
 	}
-	if got, want := s.sweep(time.Now().Add(time.Hour)), (transit.Swept{Transfers: 1, Chunks: len(chunksOf(orphan))}); got != want {
+	if got, want := s.sweep(ofAnyAge), (transit.Swept{Transfers: 1, Chunks: len(chunksOf(orphan))}); got != want {
 		t.Fatalf("swept %+v, want %+v", got, want)
 	}
 	if s.whole(orphan) {
@@ -99,7 +102,7 @@ func TestSweepTakesWhatNoJobRefersTo(t *testing.T) {
 			t.Errorf("the transfer %s was damaged", name)
 		}
 	}
-	if got := s.sweep(time.Now().Add(time.Hour)); got != (transit.Swept{}) {
+	if got := s.sweep(ofAnyAge); got != (transit.Swept{}) {
 		t.Fatalf("the second sweep took %+v", got)
 	}
 }
@@ -124,13 +127,13 @@ func TestSweepLeavesAJobThatIsBeingWorkedOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.sweep(time.Now().Add(time.Hour)); got != (transit.Swept{}) || !s.whole(ref) {
+	if got := s.sweep(ofAnyAge); got != (transit.Swept{}) || !s.whole(ref) {
 		t.Fatalf("swept %+v under a worker's hands", got)
 	}
 	if err := d.Settle(t.Context(), 5, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.sweep(time.Now().Add(time.Hour)); got.Transfers != 1 {
+	if got := s.sweep(ofAnyAge); got.Transfers != 1 {
 		t.Fatalf("swept %+v after the job was done, want its transfer", got)
 	}
 }
@@ -146,7 +149,7 @@ func TestSweepFinishesAHalfDiscardedTransfer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, want := s.sweep(time.Now().Add(time.Hour)), (transit.Swept{Transfers: 1, Chunks: len(seqs) - 2}); got != want {
+	if got, want := s.sweep(ofAnyAge), (transit.Swept{Transfers: 1, Chunks: len(seqs) - 2}); got != want {
 		t.Fatalf("swept %+v, want %+v", got, want)
 	}
 	if n, err := s.b.Depth(t.Context(), topology.StreamWAL); n != 0 || err != nil {
@@ -163,7 +166,7 @@ func TestSweepKeepsEverythingWhenAJobIsNotUnderstood(t *testing.T) {
 	if _, err := s.b.Publish(t.Context(), messages.WorkSubject(messages.KindArchive, bustest.Cluster), nil, []byte(`{"v":99}`)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.q.Sweep(t.Context(), bustest.Cluster, time.Now().Add(time.Hour)); err == nil {
+	if _, err := s.q.Sweep(t.Context(), bustest.Cluster, ofAnyAge, nil); err == nil {
 		t.Fatal("swept around a job that was not understood")
 	}
 	if !s.whole(ref) {
@@ -187,9 +190,9 @@ func TestPendingArchivesTellsEveryJob(t *testing.T) {
 		s.job("other", messages.Ref{ID: "foreign"})
 	}
 	start := time.Now().Add(-time.Minute)
-	err := transit.PendingArchives(context.Background(), s.b, bustest.Cluster, func(j messages.ArchiveJob, at time.Time) {
-		if !want[j.Bytes.ID] || at.Before(start) {
-			t.Errorf("job %q of %s", j.Bytes.ID, at)
+	err := transit.PendingArchives(context.Background(), s.b, bustest.Cluster, func(j transit.Queued) {
+		if !want[j.Bytes.ID] || j.At.Before(start) || j.Seq == 0 {
+			t.Errorf("job %q of %s", j.Bytes.ID, j.At)
 		}
 		delete(want, j.Bytes.ID)
 	})
@@ -226,22 +229,46 @@ func TestSweepStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	sweep := func(before time.Time) transit.Swept {
-		got, err := s.q.SweepStreams(t.Context(), bustest.Cluster, before)
+	sweep := func(age time.Duration) transit.Swept {
+		got, err := s.q.SweepStreams(t.Context(), bustest.Cluster, age)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return got
 	}
-	if got := sweep(time.Now().Add(-time.Hour)); got != (transit.Swept{}) {
+	if got := sweep(time.Hour); got != (transit.Swept{}) {
 		t.Fatalf("swept %+v of what is younger than an hour", got)
 	}
 	// One chunk, and the message that ends the stream.
-	if got, want := sweep(time.Now().Add(time.Hour)), (transit.Swept{Transfers: 1, Chunks: 2}); got != want {
+	if got, want := sweep(ofAnyAge), (transit.Swept{Transfers: 1, Chunks: 2}); got != want {
 		t.Fatalf("swept %+v, want %+v", got, want)
 	}
 	left, err := s.b.Subjects(t.Context(), topology.StreamChunk, "walherd.chunk.>")
 	if err != nil || left[dead] != 0 || left[alive] != 2 || left[foreign] != 2 {
 		t.Fatalf("left are %v, %v", left, err)
+	}
+}
+
+// TestSweepSeesAJobThatIsGivenUpMeanwhile: it was no dead letter when they were
+// listed first, and is no job when jobs are.
+func TestSweepSeesAJobThatIsGivenUpMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newSweepBench(t)
+	ref := s.deposit(bustest.Cluster, twoChunks)
+	s.job(bustest.Cluster, ref)
+	var letters []string
+	got, err := s.q.Sweep(t.Context(), bustest.Cluster, ofAnyAge, func(context.Context) ([]string, error) {
+		if letters != nil {
+			return letters, nil
+		}
+		letters = []string{ref.ID}
+		d, err := s.b.Next(t.Context(), topology.StreamWork, messages.WorkConsumer(messages.KindArchive, bustest.Cluster))
+		if err != nil {
+			return nil, err
+		}
+		return nil, d.Settle(t.Context(), 5, nil)
+	})
+	if err != nil || got != (transit.Swept{}) || !s.whole(ref) {
+		t.Fatalf("swept %+v, %v", got, err)
 	}
 }

@@ -16,11 +16,15 @@ import (
 // the receiver of a stream removes them at its end, unless it dies as well or
 // the broker does not hear it. They would expire, and fill the stream until then.
 //
-// Only streams whose newest chunk was stored before the given time go: a
-// producer that was cut off for a moment comes back. What goes of one that comes
-// back later is sent again, like every stream that broke.
-func (q *Queue) SweepStreams(ctx context.Context, c messages.Cluster, before time.Time) (Swept, error) {
+// Only streams whose newest chunk was stored longer than age ago go, by the
+// broker's clock: a producer that was cut off for a moment comes back. What goes
+// of one that comes back later is sent again, like every stream that broke.
+func (q *Queue) SweepStreams(ctx context.Context, c messages.Cluster, age time.Duration) (Swept, error) {
 	var out Swept
+	now, err := q.b.StreamState(ctx, topology.StreamChunk)
+	if err != nil {
+		return out, fmt.Errorf("sweep streams: %w", err)
+	}
 	subjects, err := q.b.Subjects(ctx, topology.StreamChunk, messages.ChunkSubjects(c))
 	if err != nil {
 		return out, fmt.Errorf("sweep streams: %w", err)
@@ -40,7 +44,7 @@ func (q *Queue) SweepStreams(ctx context.Context, c messages.Cluster, before tim
 			continue
 		}
 		last, err := q.b.Last(ctx, topology.StreamChunk, subject)
-		if errors.Is(err, bus.ErrNoMessage) || err == nil && !last.Time.Before(before) {
+		if errors.Is(err, bus.ErrNoMessage) || err == nil && !last.Time.Before(now.At.Add(-age)) {
 			continue
 		}
 		if err == nil {

@@ -402,8 +402,8 @@ func (s *Spool) resend(ctx context.Context, p *Pusher, urgent map[entry]bool) er
 		return nil
 	}
 	queued := map[entry]bool{}
-	err = transit.PendingArchives(ctx, p.Bus, s.opt.Cluster, func(j messages.ArchiveJob, at time.Time) {
-		if now.Sub(at) < staleJob*s.opt.ResendAfter {
+	err = transit.PendingArchives(ctx, p.Bus, s.opt.Cluster, func(j transit.Queued) {
+		if now.Sub(j.At) < staleJob*s.opt.ResendAfter {
 			queued[entry{name: j.Name, sha256: j.Bytes.SHA256, size: j.Bytes.Size}] = true
 		}
 	})

@@ -70,7 +70,7 @@ func (q *queueBench) push() {
 
 func (q *queueBench) jobs() (out []messages.ArchiveJob) {
 	q.t.Helper()
-	if err := transit.PendingArchives(q.t.Context(), q.b, bustest.Cluster, func(j messages.ArchiveJob, _ time.Time) { out = append(out, j) }); err != nil {
+	if err := transit.PendingArchives(q.t.Context(), q.b, bustest.Cluster, func(j transit.Queued) { out = append(out, j.ArchiveJob) }); err != nil {
 		q.t.Fatal(err)
 	}
 	return out
@@ -277,7 +277,7 @@ func TestACrashInAPush(t *testing.T) {
 			q.overdue()
 			q.settle()
 			q.want(1, 1)
-			swept, err := q.q.Sweep(t.Context(), bustest.Cluster, time.Now().Add(time.Hour))
+			swept, err := q.q.Sweep(t.Context(), bustest.Cluster, -time.Hour, nil)
 			if want := map[bool]int{true: 1}[after]; err != nil || swept.Transfers != want {
 				t.Fatalf("swept %+v, %v; want %d transfers", swept, err, want)
 			}

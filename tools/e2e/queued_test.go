@@ -168,7 +168,7 @@ func TestQueuedWALSurvivesALostChunk(t *testing.T) {
 		t.Fatal(err)
 	}
 	var job messages.ArchiveJob
-	if err := transit.PendingArchives(t.Context(), f.b, bustest.Cluster, func(j messages.ArchiveJob, _ time.Time) { job = j }); err != nil {
+	if err := transit.PendingArchives(t.Context(), f.b, bustest.Cluster, func(j transit.Queued) { job = j.ArchiveJob }); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.b.Remove(t.Context(), topology.StreamWAL, job.Bytes.Seqs[0].First+1); err != nil {
@@ -180,7 +180,7 @@ func TestQueuedWALSurvivesALostChunk(t *testing.T) {
 		t.Fatalf("the stored segment has %d bytes and other content", len(got))
 	}
 	// What is left of the first transfer is found and removed, and nothing else.
-	swept, err := f.queue.Sweep(t.Context(), bustest.Cluster, time.Now().Add(time.Hour))
+	swept, err := f.queue.Sweep(t.Context(), bustest.Cluster, -time.Hour, nil)
 	if err != nil || swept.Transfers != 1 {
 		t.Fatalf("swept %+v, %v", swept, err)
 	}

@@ -96,7 +96,7 @@ func (r *rig) settle(ctx context.Context, v *verdict) (want string) {
 	if err := r.archived(ctx); err != nil {
 		v.find(oracle.KeepsArchived, "WAL is not archived: %v", err)
 		// What follows is to be seen all the same.
-		swept, err := transit.NewQueue(r.bus, transit.QueueOptions{}).Sweep(ctx, messages.Cluster(cluster), time.Now().Add(-time.Minute))
+		swept, err := transit.NewQueue(r.bus, transit.QueueOptions{}).Sweep(ctx, messages.Cluster(cluster), time.Minute, nil)
 		v.note("a garbage run of the queue took %d transfers, %d chunks out of the way: %v", swept.Transfers, swept.Chunks, err)
 	}
 	// A backup after the faults works.
@@ -154,12 +154,12 @@ func (r *rig) drained(ctx context.Context, v *verdict) {
 	}
 	// What a producer that was killed had put there and no job asks for.
 	queue := transit.NewQueue(r.bus, transit.QueueOptions{})
-	if swept, err := queue.Sweep(ctx, messages.Cluster(cluster), time.Now().Add(time.Minute)); err != nil {
+	if swept, err := queue.Sweep(ctx, messages.Cluster(cluster), -time.Minute, nil); err != nil {
 		v.note("the garbage run of the queue: %v", err)
 	} else {
 		v.note("the garbage run of the queue removed %d transfers, %d chunks", swept.Transfers, swept.Chunks)
 	}
-	if swept, err := queue.SweepStreams(ctx, messages.Cluster(cluster), time.Now().Add(time.Minute)); err != nil {
+	if swept, err := queue.SweepStreams(ctx, messages.Cluster(cluster), -time.Minute); err != nil {
 		v.note("the garbage run of the streams: %v", err)
 	} else {
 		v.note("the garbage run of the streams removed %d transfers, %d chunks", swept.Transfers, swept.Chunks)

@@ -24,6 +24,7 @@ import (
 	"github.com/walherd/walherd/engine/wal"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/storage/repo"
@@ -121,13 +122,17 @@ func (a *app) copyWAL(ctx context.Context, stores *storages, name string, w io.W
 	}
 	r, key, ext, err := findWAL(ctx, stores, name, codec.Compress.Method.Extension())
 	if errors.Is(err, errWALAbsent) && a.set.Walherd.NATSURL != "" {
-		if found, qerr := a.copyQueued(ctx, name, w); found {
+		found, qerr := a.copyQueued(ctx, name, w)
+		if found {
 			return qerr
 		}
 		// A worker may have stored it after the storage was asked, and have
 		// ended its job before the queue was: said to be absent, it would end
 		// the recovery.
 		r, key, ext, err = findWAL(ctx, stores, name, codec.Compress.Method.Extension())
+		if qerr != nil && errors.Is(err, errWALAbsent) {
+			return qerr
+		}
 	}
 	if err != nil {
 		return err
@@ -152,17 +157,31 @@ func (a *app) copyWAL(ctx context.Context, stores *storages, name string, w io.W
 	return nil
 }
 
-// queueLimit bounds the asking of a broker for WAL: a dead one must not hold
-// up a recovery.
-const queueLimit = 3 * time.Second
+// What is in no storage may be in the queue, and the queue may be dead: then the
+// storage alone must do, or nothing could be restored on the worst day. One
+// that can be reached and has answered is alive, and must be read to its end
+// before a file is called absent: to PostgreSQL that is the end of recovery.
+const (
+	// queueReach is how long the broker may take to let this process in: a dead
+	// one must not hold up a recovery.
+	queueReach = 3 * time.Second
+	// queueAnswer is how long it may take to answer then; nodes that elect a
+	// leader take up to 9 s.
+	queueAnswer = 15 * time.Second
+	// queueRead is how long reading the whole queue may take.
+	queueRead = time.Minute
+)
 
 // copyQueued writes a file that PostgreSQL was told is archived and that no
-// worker has stored yet. found is whether the queue has it; a broker that
-// does not answer has not, and is warned of.
+// worker has stored yet. found is whether the queue has it. Without found, an
+// error is that it may have it; a broker that cannot be asked has not, and is
+// warned of.
 func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found bool, err error) {
-	look, cancel := context.WithTimeout(ctx, queueLimit)
-	defer cancel()
-	job, b, err := a.queuedJob(look, name)
+	cluster, err := messages.ParseCluster(a.set.Walherd.Cluster)
+	if err != nil {
+		return false, err
+	}
+	b, err := a.reachQueue(ctx, cluster)
 	if err != nil {
 		a.log.Warn("cannot look for WAL in the queue", telemetry.KeySegment, name, telemetry.KeyError, err)
 		return false, nil
@@ -171,6 +190,13 @@ func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found b
 		return false, nil
 	}
 	defer b.Close()
+	job, found, err := queuedJob(ctx, b, cluster, name)
+	if err != nil {
+		return false, fmt.Errorf("fetch WAL %s: it is in no storage, and whether it is queued cannot be told: %w (unset WALHERD_NATS_URL to go by the storage alone)", name, err)
+	}
+	if !found {
+		return false, nil
+	}
 	r, err := transit.NewQueue(b, transit.QueueOptions{}).Open(ctx, job.Bytes)
 	if err != nil {
 		return true, fmt.Errorf("fetch WAL %s from the queue: %w", name, err)
@@ -183,28 +209,61 @@ func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found b
 	return true, nil
 }
 
-// queuedJob finds the newest job of a file; the bus is nil without one, else
-// the caller closes it.
-func (a *app) queuedJob(ctx context.Context, name string) (job messages.ArchiveJob, b *bus.Bus, err error) {
-	cluster, err := messages.ParseCluster(a.set.Walherd.Cluster)
+// reachQueue connects to a broker whose queue answers; the caller closes the
+// bus. It is nil where there is no queue.
+func (a *app) reachQueue(ctx context.Context, cluster messages.Cluster) (*bus.Bus, error) {
+	reach, cancel := context.WithTimeout(ctx, queueReach)
+	defer cancel()
+	b, err := a.join(reach, roleWorker, cluster)
 	if err != nil {
-		return job, nil, err
+		return nil, err
 	}
-	b, err = a.join(ctx, roleWorker, cluster)
-	if err != nil {
-		return job, nil, err
-	}
-	found := false
-	err = transit.PendingArchives(ctx, b, cluster, func(j messages.ArchiveJob, _ time.Time) {
-		if j.Name == name {
-			job, found = j, true
+	answer, cancel := context.WithTimeout(ctx, queueAnswer)
+	defer cancel()
+	for {
+		// An answer can be lost with the leader that had it.
+		once, cancel := context.WithTimeout(answer, queueAnswer/3)
+		_, there, err := b.Stream(once, topology.StreamWork)
+		cancel()
+		switch {
+		case err == nil && there:
+			return b, nil
+		case err == nil, errors.Is(err, bus.ErrDenied):
+			b.Close()
+			return nil, err
 		}
-	})
-	if found {
-		return job, b, nil // whatever else is queued
+		select {
+		case <-time.After(queueReach / 10):
+		case <-answer.Done():
+			b.Close()
+			return nil, err
+		}
 	}
-	b.Close()
-	return job, nil, err
+}
+
+// queuedJob finds the newest job of a file.
+func queuedJob(ctx context.Context, b *bus.Bus, cluster messages.Cluster, name string) (job messages.ArchiveJob, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, queueRead)
+	defer cancel()
+	for {
+		var newest uint64
+		err := transit.PendingArchives(ctx, b, cluster, func(q transit.Queued) {
+			if q.Name == name && q.Seq > newest {
+				job, newest = q.ArchiveJob, q.Seq
+			}
+		})
+		switch {
+		case newest > 0:
+			return job, true, nil // whatever else is queued
+		case err == nil || !errors.Is(err, bus.ErrUnavailable):
+			return job, false, err
+		}
+		select { // the queue's leader changes
+		case <-time.After(queueReach / 10):
+		case <-ctx.Done():
+			return job, false, err
+		}
+	}
 }
 
 // prefetchStore is where WAL for a destination is prefetched to.

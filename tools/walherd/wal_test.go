@@ -106,6 +106,45 @@ func TestFetchOfWhatIsBeingStored(t *testing.T) {
 	}
 }
 
+// TestFetchBesideAQueueThatCannotBeRead: what may be queued is not absent. A
+// queue that is not there, or a broker that answers nothing, holds nothing.
+func TestFetchBesideAQueueThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	server := bustest.Broker(t, broker.Options{Listen: "127.0.0.1:0"})
+	set, err := failover.Open(failover.Options{Members: []failover.Member{{Name: failover.Primary, Bucket: mem.New(), ID: "b"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { set.Close() })
+	absent := func() bool {
+		t.Helper()
+		a := &app{name: "walherd", stdout: io.Discard, stderr: os.Stderr, screen: io.Discard, set: &settings.Settings{}, log: slog.New(slog.DiscardHandler)}
+		a.set.Postgres.WALSize, a.set.General.CompressionMethod = 16, "lz4"
+		a.set.Walherd.NATSURL, a.set.Walherd.Cluster = server.URL(), string(bustest.Cluster)
+		err := a.fetchWAL(t.Context(), &storages{set: set}, "00000002.history", filepath.Join(t.TempDir(), "RECOVERYHISTORY"), nil)
+		if err == nil {
+			t.Fatal("fetched what is nowhere")
+		}
+		return exitCode(err) == exitWALAbsent
+	}
+	if !absent() {
+		t.Error("a broker without a queue has it")
+	}
+	b := bustest.Connect(t, server)
+	if _, err := topology.Ensure(t.Context(), b, topology.Config{InMemory: true, Cluster: bustest.Cluster}); err != nil {
+		t.Fatal(err)
+	}
+	if !absent() {
+		t.Error("an empty queue has it")
+	}
+	if _, err := b.Publish(t.Context(), messages.WorkSubject(messages.KindArchive, bustest.Cluster), nil, []byte(`{"v":99}`)); err != nil {
+		t.Fatal(err)
+	}
+	if absent() {
+		t.Error("absent, and it may be what a job that is not understood is about")
+	}
+}
+
 // TestFetchBehindAFailingStorage: one that fails and is not known to be down
 // does not hide what another has, and does not let it be called absent.
 func TestFetchBehindAFailingStorage(t *testing.T) {

@@ -142,19 +142,23 @@ func (a *app) sweep(ctx context.Context, f *fleet) error {
 				if err != nil {
 					return err
 				}
-				var held []string
 				for _, l := range letters {
-					held = append(held, l.Transfer())
 					a.relieve(ctx, f, l)
 				}
-				swept, err := queue.Sweep(ctx, f.cluster, time.Now().Add(-age), held...)
+				swept, err := queue.Sweep(ctx, f.cluster, age, func(ctx context.Context) (held []string, err error) {
+					letters, err := deadletter.List(ctx, f.bus, f.cluster)
+					for _, l := range letters {
+						held = append(held, l.Transfer())
+					}
+					return held, err
+				})
 				if swept.Transfers > 0 {
 					a.log.Warn("removed WAL chunks that no job refers to", "transfers", swept.Transfers, "chunks", swept.Chunks)
 				}
 				if err != nil {
 					return err
 				}
-				swept, err = queue.SweepStreams(ctx, f.cluster, time.Now().Add(-a.set.Walherd.PartTimeout))
+				swept, err = queue.SweepStreams(ctx, f.cluster, a.set.Walherd.PartTimeout)
 				if swept.Transfers > 0 {
 					a.log.Warn("removed chunks of backups that died", "transfers", swept.Transfers, "chunks", swept.Chunks)
 				}

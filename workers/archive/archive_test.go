@@ -74,7 +74,7 @@ func (b *handlerBench) try(job messages.ArchiveJob, attempt int) error {
 
 func (b *handlerBench) queued() (out []messages.ArchiveJob) {
 	b.t.Helper()
-	err := transit.PendingArchives(b.t.Context(), b.b, bustest.Cluster, func(j messages.ArchiveJob, _ time.Time) { out = append(out, j) })
+	err := transit.PendingArchives(b.t.Context(), b.b, bustest.Cluster, func(j transit.Queued) { out = append(out, j.ArchiveJob) })
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -240,5 +240,26 @@ func TestConflictIsCalledSo(t *testing.T) {
 	}
 	if e := b.lastEvent(); e.What != messages.WALFailed || e.Reason != messages.ReasonConflict {
 		t.Fatalf("the event is %+v", e)
+	}
+}
+
+// TestAnOldJobLeavesTheChunksOfOthers: the stream of WAL was made anew, and the
+// sequence numbers of a job from before are those of another file, whose only
+// copy they may be.
+func TestAnOldJobLeavesTheChunksOfOthers(t *testing.T) {
+	t.Parallel()
+	b := newHandlerBench(t)
+	ref := b.deposit("content")
+	if err := b.try(messages.ArchiveJob{Name: segment, Bytes: ref, Acknowledged: true}, 1); err != nil {
+		t.Fatal(err)
+	}
+	other := b.deposit("of another")
+	old := ref
+	old.Seqs = other.Seqs
+	if err := b.try(messages.ArchiveJob{Name: segment, Bytes: old, Acknowledged: true}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.b.Depth(t.Context(), topology.StreamWAL); n != 1 || err != nil {
+		t.Fatalf("%d chunks are left, %v", n, err)
 	}
 }
