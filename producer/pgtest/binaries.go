@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync"
 )
 
 // MinMajor and MaxMajor bound the server versions looked for.
@@ -46,15 +47,30 @@ func findInstall(dir string) (install, error) {
 	if !serverIn(dir) {
 		return install{}, fmt.Errorf("no initdb and postgres in %s: run `make deps`, or correct WALHERD_PG_BIN", dir)
 	}
-	out, err := exec.Command(filepath.Join(dir, "postgres"), "--version").Output()
-	if err != nil {
-		return install{}, fmt.Errorf("ask %s for its version: %w", filepath.Join(dir, "postgres"), err)
-	}
-	major, err := parseMajor(string(out))
+	major, err := majorIn(dir)
 	if err != nil {
 		return install{}, err
 	}
 	return install{bin: dir, major: major}, nil
+}
+
+// majors has the major version of each directory that was asked: to start
+// postgres costs 50 ms, and every cluster asks.
+var majors sync.Map
+
+func majorIn(dir string) (int, error) {
+	if major, ok := majors.Load(dir); ok {
+		return major.(int), nil
+	}
+	out, err := exec.Command(filepath.Join(dir, "postgres"), "--version").Output()
+	if err != nil {
+		return 0, fmt.Errorf("ask %s for its version: %w", filepath.Join(dir, "postgres"), err)
+	}
+	major, err := parseMajor(string(out))
+	if err == nil {
+		majors.Store(dir, major)
+	}
+	return major, err
 }
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)

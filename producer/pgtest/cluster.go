@@ -21,6 +21,8 @@ type Cluster struct {
 	opt  options
 	srv  *server
 	base string
+
+	session session
 }
 
 // New makes a cluster and starts it: data checksums on, trust authentication,
@@ -93,6 +95,7 @@ func prepare(t TB, opts []Option) *Cluster {
 		logPath: filepath.Join(base, "server.log"),
 	}}
 	t.Cleanup(func() {
+		c.leave()
 		if err := c.srv.stop(Immediate); err != nil {
 			t.Logf("stop PostgreSQL: %v", err)
 		}
@@ -172,6 +175,7 @@ func (c *Cluster) StartErr() error { return c.srv.start() }
 // Stop shuts the server down. Stopping a stopped server does nothing.
 func (c *Cluster) Stop(mode StopMode) {
 	c.t.Helper()
+	c.leave()
 	if err := c.srv.stop(mode); err != nil {
 		c.t.Fatalf("%v", err)
 	}
@@ -187,6 +191,7 @@ func (c *Cluster) Restart(mode StopMode) {
 // Kill ends all processes of the server with SIGKILL: a crash. Start recovers.
 func (c *Cluster) Kill() {
 	c.t.Helper()
+	c.leave()
 	if err := c.srv.kill(); err != nil {
 		c.t.Fatalf("%v", err)
 	}
@@ -308,9 +313,15 @@ func (c *Cluster) SQLIn(database, statements string) string {
 
 // SQLErr is SQLIn for statements that may fail.
 func (c *Cluster) SQLErr(database, statements string) (string, error) {
-	// Not psql -c, which makes one transaction of all statements: a restore
-	// point would come before the commit of the rows in front of it.
-	return c.run(statements, "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-f", "-")
+	if database == "postgres" && kept(statements) {
+		if text, err, asked := c.ask(statements); asked {
+			return text, err
+		}
+	}
+	if strings.Contains(statements, reload) {
+		defer c.leave()
+	}
+	return c.run(statements, "psql", psqlArgs(database)...)
 }
 
 // awaitLimit bounds Await.
