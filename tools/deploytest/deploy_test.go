@@ -39,7 +39,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "walherd")
-	out, err := exec.Command("go", "build", "-o", path, filepath.Join(root, "tools", "walherd")).CombinedOutput()
+	out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, filepath.Join(root, "tools", "walherd")).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build walherd: %w: %s", err, out)
 	}
@@ -62,7 +62,7 @@ func check(t *testing.T, stdin []byte, env []string, args ...string) ([]byte, er
 		t.Fatal(err)
 	}
 	path, err := pinned.Cached(t.Context(), "deploycheck", version, func(ctx context.Context, path string) error {
-		build := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-o", path, ".")
+		build := exec.CommandContext(ctx, "go", "build", "-mod=readonly", "-ldflags=-s -w", "-o", path, ".")
 		build.Dir, build.Env = module, append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w: %s", module, err, out)

@@ -54,7 +54,7 @@ func program(t testing.TB) string {
 		if built.err != nil {
 			return
 		}
-		out, err := exec.Command("go", "build", "-o", filepath.Join(built.dir, "walherd"), "../walherd").CombinedOutput()
+		out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(built.dir, "walherd"), "../walherd").CombinedOutput()
 		if err != nil {
 			built.err = fmt.Errorf("build walherd: %w\n%s", err, out)
 		}

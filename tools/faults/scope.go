@@ -85,7 +85,7 @@ func build(ctx context.Context, dir string, lossyfs bool) (p programs, err error
 		if b.out == "" {
 			continue
 		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-o", b.out, b.pkg)
+		cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", b.out, b.pkg)
 		cmd.Dir = b.in
 		cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
