@@ -180,18 +180,32 @@ func (b *Bus) OpenTail(ctx context.Context, stream, subject string, window int) 
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", subject, adminError(ended(watched, err)))
 	}
-	it, err := c.Messages(jetstream.PullMaxBytes(window))
+	it, err := c.Messages(jetstream.PullMaxBytes(window), jetstream.PullHeartbeat(tailHeartbeat))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", subject, adminError(err))
 	}
 	return &Tail{b: b, stream: stream, name: c.CachedInfo().Name, it: it}, nil
 }
 
+// tailHeartbeat is how often the broker is to say that it has nothing to send;
+// tailSilences of twice as long in a row, and the reading is given up. One alone
+// says little: the client can take an answer before it notes that it asked, with
+// few messages in a window (nats.go 1.55, checkPending), and asks again only then.
+const (
+	tailHeartbeat = time.Second
+	tailSilences  = 15
+)
+
 // Next waits for the next message. Ack removes it from the stream.
 func (t *Tail) Next(ctx context.Context) (h Header, data []byte, ack func() error, err error) {
 	ctx, stop := t.b.denials.watch(ctx, apiConsumerNext+t.stream)
 	defer stop()
-	m, err := t.it.Next(jetstream.NextContext(ctx))
+	var m jetstream.Msg
+	for range tailSilences {
+		if m, err = t.it.Next(jetstream.NextContext(ctx)); !errors.Is(err, jetstream.ErrNoHeartbeat) {
+			break
+		}
+	}
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
