@@ -2,6 +2,7 @@ package messages
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/walherd/walherd/engine/pg"
@@ -19,13 +20,20 @@ func WorkSubject(k Kind, c Cluster) string { return fmt.Sprintf("walherd.work.%s
 // cluster, and the WAL of two clusters has the same names.
 func WorkConsumer(k Kind, c Cluster) string { return fmt.Sprintf("%s-%s", k, c) }
 
-// WALSubject is where the chunks of archived WAL of one timeline are kept.
-func WALSubject(c Cluster, tl pg.Timeline) string {
-	return fmt.Sprintf("walherd.wal.%s.%s", c, tl)
+// WALSubject is where the chunks of one transfer of an archived WAL file are
+// kept: one call removes them.
+func WALSubject(c Cluster, tl pg.Timeline, transfer string) string {
+	return fmt.Sprintf("walherd.wal.%s.%s.%s", c, tl, transfer)
 }
 
-// WALSubjects matches WALSubject for every timeline of a cluster.
-func WALSubjects(c Cluster) string { return fmt.Sprintf("walherd.wal.%s.*", c) }
+// WALSubjects matches WALSubject for every transfer of a cluster.
+func WALSubjects(c Cluster) string { return fmt.Sprintf("walherd.wal.%s.*.*", c) }
+
+// IsWALSubject reports whether s names one transfer, and no wildcard.
+func IsWALSubject(s string) bool {
+	t := strings.Split(s, ".")
+	return len(t) == 5 && t[0] == "walherd" && t[1] == "wal" && !slices.Contains(t, "") && !strings.ContainsAny(s, "*> \t\r\n")
+}
 
 // ChunkSubject is where the chunks of one attempt at one part are published.
 func ChunkSubject(c Cluster, run, part string, attempt int) string {

@@ -43,8 +43,6 @@ type LogOptions struct {
 	// beyond the stream's end means that the stream was made anew since the
 	// caller noted it, and is read as 0.
 	From uint64
-	// HeadersOnly leaves Stored.Data empty: the broker does not send it.
-	HeadersOnly bool
 }
 
 // Log is an ordered reading of a stream that is no work queue. Reading takes
@@ -70,7 +68,7 @@ func (b *Bus) OpenLog(ctx context.Context, stream, subject string, opt LogOption
 		return nil, fmt.Errorf("describe stream %s: %w", stream, adminError(err))
 	}
 	cfg := jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{subject}, HeadersOnly: opt.HeadersOnly, DeliverPolicy: jetstream.DeliverAllPolicy,
+		FilterSubjects: []string{subject}, DeliverPolicy: jetstream.DeliverAllPolicy,
 		InactiveThreshold: time.Minute,
 	}
 	if opt.From > 0 && opt.From <= info.State.LastSeq+1 {

@@ -1,7 +1,6 @@
 package transit
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
@@ -29,8 +27,8 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 		return messages.Ref{}, fmt.Errorf("open what is to be deposited: %w", err)
 	}
 	defer r.Close()
-	ref = messages.Ref{Carrier: queueCarrier, ID: rand.Text()}
-	p := &publisher{q: q, subject: messages.WALSubject(to.Cluster, to.Timeline), stored: func(seq uint64) {
+	ref = messages.Ref{Carrier: queueCarrier, ID: messages.WALSubject(to.Cluster, to.Timeline, rand.Text())}
+	p := &publisher{q: q, subject: ref.ID, stored: func(seq uint64) {
 		ref.Seqs = appendSeq(ref.Seqs, seq)
 	}}
 	defer func() {
@@ -38,13 +36,9 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 			// Best effort, and not bound to the caller's expired context.
 			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
-			// One chunk was refused, but those behind it may have been taken:
-			// what is not known cannot be discarded, and would fill the stream
-			// until it is swept.
+			// One chunk was refused, but those behind it may be on their way.
 			for _, c := range p.pending {
-				if seq, werr := c.ack.Wait(clean); werr == nil {
-					p.stored(seq)
-				}
+				_, _ = c.ack.Wait(clean)
 			}
 			_ = q.Discard(clean, ref)
 		}
@@ -77,41 +71,30 @@ func (q *Queue) Deposit(ctx context.Context, to DepositAddress, size int64, open
 	return ref, nil
 }
 
-// removeAtOnce is how many chunks are removed side by side: each removal is a
-// write that the broker replicates and syncs, and a worker's slot waits for all.
-const removeAtOnce = 8
-
 // discardFor is how long a removal that fails is tried again: long enough for
 // nodes to elect a leader, which is when most fail. What is left fills the
 // queue until it is swept.
 const discardFor = 20 * time.Second
 
-// Discard implements Carrier.
+// Discard implements Carrier. One call removes all chunks: each is a write that
+// the broker's nodes agree on and sync, and a worker's slot waits for it.
 func (q *Queue) Discard(ctx context.Context, ref messages.Ref) error {
+	if !messages.IsWALSubject(ref.ID) {
+		return fmt.Errorf("discard transfer: %w", unknown(ref))
+	}
 	ctx, cancel := context.WithTimeout(ctx, discardFor)
 	defer cancel()
-	var g errgroup.Group // the others go on when one fails
-	g.SetLimit(removeAtOnce)
-	for _, run := range ref.Seqs {
-		for seq := run.First; seq <= run.Last && ctx.Err() == nil; seq++ {
-			g.Go(func() error { return q.remove(ctx, seq) })
-		}
-	}
-	if err := cmp.Or(g.Wait(), context.Cause(ctx)); err != nil {
-		return fmt.Errorf("discard transfer: %w", err)
-	}
-	return nil
-}
-
-func (q *Queue) remove(ctx context.Context, seq uint64) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := q.b.Remove(ctx, topology.StreamWAL, seq)
+		err := q.b.Purge(ctx, topology.StreamWAL, ref.ID)
 		if err != nil && !errors.Is(err, bus.ErrUnavailable) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
 	})
-	return err
+	if err != nil {
+		return fmt.Errorf("discard transfer: %w", err)
+	}
+	return nil
 }
 
 // readAhead is how many chunks of a deposit are asked for before they are

@@ -75,14 +75,9 @@ func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, age time.Duration
 	if err != nil {
 		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
 	}
-	transfers, err := q.transfers(ctx, c)
+	transfers, err := q.b.Subjects(ctx, topology.StreamWAL, messages.WALSubjects(c))
 	if err != nil {
 		return Swept{}, fmt.Errorf("sweep queued WAL: %w", err)
-	}
-	for id, t := range transfers {
-		if !t.newest.Before(now.At.Add(-age)) {
-			delete(transfers, id)
-		}
 	}
 	if len(transfers) == 0 {
 		return Swept{}, nil
@@ -105,50 +100,21 @@ func (q *Queue) Sweep(ctx context.Context, c messages.Cluster, age time.Duration
 		}
 	}
 	var out Swept
-	for id, t := range transfers {
-		if err := q.Discard(ctx, messages.Ref{Carrier: queueCarrier, ID: id, Seqs: t.seqs}); err != nil {
+	for id, chunks := range transfers {
+		newest, err := q.b.Last(ctx, topology.StreamWAL, id)
+		if errors.Is(err, bus.ErrNoMessage) || err == nil && !newest.Time.Before(now.At.Add(-age)) {
+			continue
+		}
+		if err == nil {
+			err = q.Discard(ctx, messages.Ref{Carrier: queueCarrier, ID: id})
+		}
+		if err != nil {
 			return out, fmt.Errorf("sweep queued WAL: %w", err)
 		}
 		out.Transfers++
-		out.Chunks += t.chunks
+		out.Chunks += int(chunks)
 	}
 	return out, nil
-}
-
-// transfer is what the stream holds of one deposit.
-type transfer struct {
-	seqs   []messages.SeqRange
-	chunks int
-	newest time.Time
-}
-
-func (q *Queue) transfers(ctx context.Context, c messages.Cluster) (map[string]*transfer, error) {
-	l, err := q.b.OpenLog(ctx, topology.StreamWAL, messages.WALSubjects(c), bus.LogOptions{HeadersOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	defer l.Close()
-	out := map[string]*transfer{}
-	for {
-		m, ok, err := l.ReadOn(ctx)
-		if err != nil || !ok {
-			return out, err
-		}
-		id := first(m.Header, headerTransfer)
-		if id == "" {
-			continue // not of this program
-		}
-		t := out[id]
-		if t == nil {
-			t = &transfer{}
-			out[id] = t
-		}
-		t.seqs = appendSeq(t.seqs, m.Seq)
-		t.chunks++
-		if m.Time.After(t.newest) {
-			t.newest = m.Time
-		}
-	}
 }
 
 // appendSeq adds a sequence number higher than those in runs.

@@ -310,7 +310,7 @@ func TestQueueNoticesWhatTheBrokerLost(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.Data[100] ^= 1
-			seq, err := b.Publish(t.Context(), messages.WALSubject("test", 1), m.Header, m.Data)
+			seq, err := b.Publish(t.Context(), ref.ID, m.Header, m.Data)
 			if err != nil {
 				t.Fatal(err)
 			}

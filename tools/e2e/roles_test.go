@@ -47,7 +47,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 	readWAL := []act{
 		{"read WAL", func(t *testing.T, b *bus.Bus) error { _, err := b.Get(t.Context(), wal, 1); return err }},
 		{"read the last WAL", func(t *testing.T, b *bus.Bus) error {
-			_, err := b.Last(t.Context(), wal, messages.WALSubject("main", 1))
+			_, err := b.Last(t.Context(), wal, messages.WALSubject("main", 1, "x"))
 			return err
 		}},
 		{"find WAL", func(t *testing.T, b *bus.Bus) error {
@@ -69,7 +69,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 			return err
 		}},
 		{"remove WAL", func(t *testing.T, b *bus.Bus) error { return b.Remove(t.Context(), wal, 1<<40) }},
-		{"purge WAL", func(t *testing.T, b *bus.Bus) error { return b.Purge(t.Context(), wal, "walherd.wal.main.FFFFFFFF") }},
+		{"purge WAL", func(t *testing.T, b *bus.Bus) error { return b.Purge(t.Context(), wal, "walherd.wal.main.FFFFFFFF.x") }},
 		{"purge chunks", func(t *testing.T, b *bus.Bus) error { return b.Purge(t.Context(), chunk, "walherd.chunk.main.x") }},
 	}
 	create := []act{
@@ -95,7 +95,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 		{"say that a part is stored", publish(messages.EventSubject("main", messages.PartStored))},
 		{"say that another cluster's WAL is whole", publish(messages.EventSubject("other", messages.VerifyPassed))},
 		{"leave a dead letter", publish(messages.DeadSubject("main", messages.KindArchive))},
-		{"publish another cluster's WAL", publish(messages.WALSubject("other", 1))},
+		{"publish another cluster's WAL", publish(messages.WALSubject("other", 1, "x"))},
 		{"queue another cluster's job", publish(messages.WorkSubject(messages.KindArchive, "other"))},
 		{"have something deleted", publish(messages.WorkSubject(messages.KindExpire, "main"))},
 		{"say that something was deleted", publish(messages.EventSubject("main", messages.ExpireDone))},
@@ -123,7 +123,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 		}, fromProducers...), readWAL...), create...),
 		"agent": append(append(append([]act(nil), fromProducers...), readWAL...), create...),
 		"worker": append([]act{
-			{"publish WAL", publish(messages.WALSubject("main", 1))},
+			{"publish WAL", publish(messages.WALSubject("main", 1, "x"))},
 			{"publish a chunk", publish(messages.ChunkSubject("main", "run", "part", 1))},
 			{"queue a part", publish(messages.WorkSubject(messages.KindPart, "main"))},
 			{"queue a commit", publish(messages.WorkSubject(messages.KindCommit, "main"))},
@@ -134,10 +134,10 @@ func (f *natsFleet) refusals(t *testing.T) {
 			{"hear everything", listen(">")},
 			{"take backups", listen(messages.APISubject("main", "push"))},
 			{"take the lease of backups", lease("main.backup")},
-			{"purge WAL", func(t *testing.T, b *bus.Bus) error { return b.Purge(t.Context(), wal, "walherd.wal.main.FFFFFFFF") }},
+			{"remove other messages of the WAL stream", func(t *testing.T, b *bus.Bus) error { return b.Remove(t.Context(), wal, 1<<40) }},
 		}, create...),
 		"operator": append(append([]act{
-			{"publish WAL", publish(messages.WALSubject("main", 1))},
+			{"publish WAL", publish(messages.WALSubject("main", 1, "x"))},
 			{"say that WAL is stored", publish(messages.EventSubject("main", messages.WALStored))},
 			{"create a stream", create[0].do},
 			{"hear everything", listen(">")},
@@ -168,20 +168,20 @@ func (f *natsFleet) rawRefusals(t *testing.T) {
 		return out
 	}
 	manage := api("STREAM.CREATE.X", "STREAM.UPDATE.WALHERD_WAL", "STREAM.DELETE.WALHERD_WAL", "STREAM.DELETE.KV_walherd_lease",
-		"STREAM.PURGE.WALHERD_WAL", "STREAM.PURGE.WALHERD_WORK", "STREAM.SNAPSHOT.WALHERD_WAL", "STREAM.RESTORE.WALHERD_WAL",
+		"STREAM.PURGE.WALHERD_WORK", "STREAM.MSG.DELETE.WALHERD_WAL", "STREAM.SNAPSHOT.WALHERD_WAL", "STREAM.RESTORE.WALHERD_WAL",
 		"STREAM.PEER.REMOVE.WALHERD_WAL", "STREAM.LEADER.STEPDOWN.WALHERD_WAL", "META.LEADER.STEPDOWN", "ACCOUNT.PURGE.main",
 		"CONSUMER.CREATE.WALHERD_WAL", "CONSUMER.CREATE.WALHERD_WAL.x", "CONSUMER.CREATE.WALHERD_CHUNK.x", "CONSUMER.CREATE.WALHERD_EVENT.x",
 		"CONSUMER.DURABLE.CREATE.WALHERD_WAL.x", "CONSUMER.DELETE.WALHERD_WORK.archive-main", "CONSUMER.PAUSE.WALHERD_WORK.archive-main")
 	// A bare message goes wherever the asker wants, as if the broker said it.
 	manage = append(manage, "$JS.API.DIRECT.GET.KV_walherd_lease", "$JS.API.DIRECT.GET.KV_walherd_lease.$KV.walherd_lease.main.sweep",
 		"$JS.API.DIRECT.GET.KV_walherd_lease.$KV.walherd_lease.main.backup")
-	takeOut := append(api("STREAM.MSG.GET.WALHERD_WAL", "STREAM.MSG.DELETE.WALHERD_WAL", "STREAM.MSG.DELETE.WALHERD_WORK", "DIRECT.GET.WALHERD_WAL",
-		"CONSUMER.MSG.NEXT.WALHERD_WORK.archive-main", "CONSUMER.CREATE.WALHERD_WAL.x.walherd.wal.main.*", "CONSUMER.CREATE.WALHERD_CHUNK.x.walherd.chunk.main.>",
+	takeOut := append(api("STREAM.MSG.GET.WALHERD_WAL", "STREAM.PURGE.WALHERD_WAL", "STREAM.MSG.DELETE.WALHERD_WORK", "DIRECT.GET.WALHERD_WAL",
+		"CONSUMER.MSG.NEXT.WALHERD_WORK.archive-main", "CONSUMER.CREATE.WALHERD_WAL.x.walherd.wal.main.*.*", "CONSUMER.CREATE.WALHERD_CHUNK.x.walherd.chunk.main.>",
 		"CONSUMER.CREATE.WALHERD_EVENT.x.walherd.event.>", "STREAM.PURGE.WALHERD_CHUNK"),
 		"$JS.ACK.WALHERD_WORK.archive-main.1.1.1.1.0", "$KV.walherd_lease.main.sweep.x")
 	fakes := []string{
 		"walherd.reply.main.x", "walherd.event.main.wal.stored", "walherd.event.main.worker.left", "walherd.run.main.x", "walherd.credit.main.x.y.1",
-		"walherd.wal.other.00000001", "walherd.work.archive.other", "walherd.chunk.other.x.y.1", "walherd.event.other.backup.failed", "walherd.api.other.run", "walherd.api.other.mark",
+		"walherd.wal.other.00000001.x", "walherd.work.archive.other", "walherd.chunk.other.x.y.1", "walherd.event.other.backup.failed", "walherd.api.other.run", "walherd.api.other.mark",
 		"_INBOX.worker.main.x", "_INBOX.producer.main.x", "_INBOX.operator.main.x", "$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.main.CONNZ",
 	}
 	for role, c := range map[string]struct {
@@ -190,25 +190,25 @@ func (f *natsFleet) rawRefusals(t *testing.T) {
 	}{
 		"producer": {
 			append(append(append([]string{"$KV.walherd_lease.main.backup", "walherd.api.main.push"}, manage...), takeOut...), fakes...),
-			[]string{"_INBOX.>", "_INBOX.worker.main.x", "walherd.>", "walherd.reply.>", "walherd.reply.other.x", "walherd.wal.main.*", "walherd.api.main.*", "walherd.event.>", "$JS.>", "$SYS.>", "$SRV.PING"},
+			[]string{"_INBOX.>", "_INBOX.worker.main.x", "walherd.>", "walherd.reply.>", "walherd.reply.other.x", "walherd.wal.main.>", "walherd.api.main.*", "walherd.event.>", "$JS.>", "$SYS.>", "$SRV.PING"},
 			"walherd.api.main.run", "walherd.reply.main.x",
 		},
 		"agent": {
 			append(append(append([]string{"$KV.walherd_lease.other.backup", "walherd.api.main.push"}, manage...), takeOut...), fakes...),
-			[]string{"_INBOX.>", "_INBOX.worker.main.x", "walherd.>", "walherd.reply.>", "walherd.api.main.run", "walherd.wal.main.*", "$JS.>"},
+			[]string{"_INBOX.>", "_INBOX.worker.main.x", "walherd.>", "walherd.reply.>", "walherd.api.main.run", "walherd.wal.main.>", "$JS.>"},
 			"walherd.api.main.run", "walherd.api.main.push",
 		},
 		"worker": {
 			append([]string{
-				"walherd.wal.main.00000001", "walherd.chunk.main.x.y.1", "walherd.work.part.main", "walherd.work.commit.main", "walherd.work.archive.other",
+				"walherd.wal.main.00000001.x", "walherd.chunk.main.x.y.1", "walherd.work.part.main", "walherd.work.commit.main", "walherd.work.archive.other",
 				"walherd.event.main.backup.started", "walherd.api.main.push", "walherd.reply.other.x", "walherd.run.other.x",
 				"$KV.walherd_lease.main.backup", "$JS.API.STREAM.MSG.DELETE.WALHERD_WORK", "$JS.API.CONSUMER.MSG.NEXT.WALHERD_WORK.archive-other", "$SYS.REQ.SERVER.PING.JSZ", "_INBOX.producer.main.x",
 			}, manage...),
-			[]string{"_INBOX.>", "_INBOX.producer.main.x", "walherd.run.main.*", "walherd.reply.main.*", "walherd.wal.main.*", "walherd.credit.>", "walherd.api.main.push", "$JS.>"},
+			[]string{"_INBOX.>", "_INBOX.producer.main.x", "walherd.run.main.*", "walherd.reply.main.*", "walherd.wal.main.>", "walherd.credit.>", "walherd.api.main.push", "$JS.>"},
 			"walherd.credit.main.nobody", "walherd.api.main.run",
 		},
 		"operator": {
-			append(append([]string{"walherd.wal.main.00000001", "$SYS.REQ.SERVER.PING.JSZ"}, manage...), fakes...),
+			append(append([]string{"walherd.wal.main.00000001.x", "$SYS.REQ.SERVER.PING.JSZ"}, manage...), fakes...),
 			[]string{"_INBOX.>", "_INBOX.worker.main.x", "walherd.>", "walherd.run.main.*", "$JS.>", "$SYS.>"},
 			"walherd.api.main.nobody", "_INBOX.operator.main.x",
 		},

@@ -82,15 +82,11 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 	scan := h.Maps.Begin(aj.Name)
 	defer scan.Drop()
 	got, err := h.store(ctx, aj, scan)
-	discard := true
 	if reason(err) == messages.ReasonDamaged {
 		// The bytes may be gone because another worker had the same job, or
 		// the archiver asked twice: then the object is there.
 		if object, ok := h.alreadyStored(ctx, aj); ok {
 			got, err = stored{storage: got.storage, object: object, equal: true}, nil
-			// What lies under the job's sequence numbers now may be another file's,
-			// in a stream that was made anew. What is left of its own is swept.
-			discard = false
 		}
 	}
 	switch {
@@ -104,10 +100,8 @@ func (h *Handler) Handle(ctx context.Context, job runner.Job) error {
 		return err
 	}
 	h.reply(ctx, aj, messages.ArchiveReply{Name: aj.Name, Final: true, Object: got.object, Equal: got.equal, StoredBytes: got.bytes})
-	if discard {
-		if err := h.Carrier.Discard(ctx, aj.Bytes); err != nil {
-			h.Logger.Warn("drop the queued copy of a stored WAL file", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
-		}
+	if err := h.Carrier.Discard(ctx, aj.Bytes); err != nil {
+		h.Logger.Warn("drop the queued copy of a stored WAL file", telemetry.KeySegment, aj.Name, telemetry.KeyError, err)
 	}
 	h.event(ctx, job, messages.Event{What: messages.WALStored, Object: got.object, Bytes: got.bytes, File: aj.Name, SHA256: aj.Bytes.SHA256})
 	scan.Keep(ctx, got.in)
