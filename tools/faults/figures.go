@@ -254,7 +254,7 @@ func (r *rig) measureBacklog(ctx context.Context, n int, files []string) (time.D
 		}
 	}
 	start := time.Now()
-	if err := r.queued(ctx, 0, 20*time.Millisecond); err != nil {
+	if err := r.queued(ctx, 0, 100*time.Millisecond); err != nil {
 		return 0, err
 	}
 	took := time.Since(start)

@@ -22,8 +22,7 @@ type Fault struct {
 	Cut bool
 	// Silent forwards nothing either way and closes nothing: lost packets.
 	Silent bool
-	// Delay of each direction: the first bytes after a pause come that much
-	// later, and those behind them with them.
+	// Delay of each direction.
 	Delay time.Duration
 	// Rate bounds each direction of each connection, in bytes a second; 0 is
 	// no bound.
@@ -181,19 +180,60 @@ func (k *Link) serve(in net.Conn) {
 
 var errReset = errors.New("reset")
 
+// piece is what one read gave, and when.
+type piece struct {
+	data []byte
+	at   time.Time
+	err  error
+}
+
+// inFlight is how many pieces a link holds: it goes on to read while the bytes
+// before are on their way, and a timer that fires late costs no bandwidth.
+const inFlight = 32
+
 // pump moves bytes one way until either end closes or the fault says so.
 func (k *Link) pump(c *conn, from, to net.Conn, way int) {
-	buf := make([]byte, 32<<10)
+	pieces, used, over := make(chan piece, inFlight), make(chan []byte, inFlight+2), make(chan struct{})
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer close(over)
+	reading.Go(func() {
+		for made := 0; ; {
+			var buf []byte
+			select {
+			case buf = <-used:
+			default:
+				if made < cap(used) {
+					made, buf = made+1, make([]byte, 32<<10)
+					break
+				}
+				select {
+				case buf = <-used:
+				case <-over:
+					return
+				}
+			}
+			n, err := from.Read(buf)
+			select {
+			case pieces <- piece{buf[:n], time.Now(), err}:
+			case <-over:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
 	var p pace
 	for {
-		n, rerr := from.Read(buf)
-		if n > 0 {
-			if err := k.forward(c, to, buf[:n], way, &p); err != nil {
+		got := <-pieces
+		if len(got.data) > 0 {
+			if err := k.forward(c, to, got, way, &p); err != nil {
 				c.reset()
 				return
 			}
 		}
-		if rerr == io.EOF && to != nil {
+		if got.err == io.EOF && to != nil {
 			// Half closed: the other way may still have something to say. But
 			// what is silent tells nobody that it ended.
 			if k.speak() == nil {
@@ -203,10 +243,11 @@ func (k *Link) pump(c *conn, from, to net.Conn, way int) {
 			}
 			return
 		}
-		if rerr != nil {
+		if got.err != nil {
 			c.reset()
 			return
 		}
+		used <- got.data[:cap(got.data)]
 	}
 }
 
@@ -236,30 +277,25 @@ func (k *Link) pause(changed <-chan struct{}, after <-chan time.Time) error {
 	return nil
 }
 
-// pace is when one direction of a connection may go on.
-type pace struct {
-	last time.Time // of the last bytes
-	next time.Time // that the rate allows
-}
+// pace is when the last bytes of one direction of a connection arrive.
+type pace struct{ last time.Time }
 
-// wait is how long n bytes have to wait now.
-func (p *pace) wait(f Fault, n int) (wait time.Duration) {
-	now := time.Now()
-	if now.Sub(p.last) > f.Delay {
-		wait = f.Delay
-	}
+// due is when n bytes that were sent at that moment arrive: the delay later, and
+// no faster than the rate behind those before them.
+func (p *pace) due(f Fault, n int, at time.Time) time.Time {
+	due := at.Add(f.Delay)
 	if f.Rate > 0 {
-		if p.next.Before(now) {
-			p.next = now
+		if due.Before(p.last) {
+			due = p.last
 		}
-		p.next = p.next.Add(time.Duration(int64(n) * int64(time.Second) / f.Rate))
-		wait = max(wait, p.next.Sub(now))
+		due = due.Add(time.Duration(int64(n) * int64(time.Second) / f.Rate))
 	}
-	p.last = now.Add(wait)
-	return wait
+	p.last = due
+	return due
 }
 
-func (k *Link) forward(c *conn, to net.Conn, data []byte, way int, p *pace) error {
+func (k *Link) forward(c *conn, to net.Conn, got piece, way int, p *pace) error {
+	data := got.data
 	if err := k.speak(); err != nil {
 		return err
 	}
@@ -278,8 +314,7 @@ func (k *Link) forward(c *conn, to net.Conn, data []byte, way int, p *pace) erro
 			return errReset
 		}
 	}
-	wait := p.wait(f, len(data))
-	if wait > 0 {
+	if wait := time.Until(p.due(f, len(data), got.at)); wait > 0 {
 		t := time.NewTimer(wait)
 		err := k.pause(changed, t.C)
 		t.Stop()
