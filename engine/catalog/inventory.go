@@ -180,6 +180,8 @@ type Inventory struct {
 	probes    []Probe
 	words     map[string]string
 	foreign   uint64
+	misfits   uint64
+	misfit    string // the first of them
 }
 
 // NewInventory makes an empty inventory of a cluster with that segment size.
@@ -257,6 +259,9 @@ func (v *Inventory) addBackup(storage string, o Object, modified time.Time) {
 // is not of this cluster, or the configured size is wrong.
 func (v *Inventory) addWAL(storage string, o Object, modified time.Time) bool {
 	if uint64(o.Segment.Seg) >= v.size.PerLog() {
+		if v.misfits++; v.misfit == "" {
+			v.misfit = o.Segment.String()
+		}
 		return false
 	}
 	number := o.Segment.Number(v.size)
@@ -391,3 +396,14 @@ func (v *Inventory) Probes() []Probe { return v.probes }
 
 // Foreign is the count of objects that are no part of backups or WAL.
 func (v *Inventory) Foreign() uint64 { return v.foreign }
+
+// Misfit tells a person of WAL whose names no segment of this size has; empty
+// if there is none. With too large a size the rest of the names seem to follow
+// one another, whatever is missing between them.
+func (v *Inventory) Misfit() string {
+	if v.misfits == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d WAL objects are passed over, as no segment of %d MiB has such a name (%s is the first): is that the size of the cluster's segments (WALG_PG_WAL_SIZE)?",
+		v.misfits, v.size>>20, v.misfit)
+}

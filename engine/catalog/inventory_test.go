@@ -367,6 +367,60 @@ func TestVerifyTimeline(t *testing.T) {
 	}
 }
 
+// What keeps a part of the archive out of the check's sight is told, and keeps
+// it from being called whole.
+func TestVerifyIntegrityDoubts(t *testing.T) {
+	t.Parallel()
+	at := func(n uint64) pg.LSN { return pg.LSN(n<<24 + 0x100) }
+	for _, tc := range []struct {
+		name  string
+		fill  func(v *Inventory)
+		check IntegrityCheck
+		doubt string // empty: OK
+	}{
+		{"a lost history file hides the older backups and their gap", func(v *Inventory) {
+			v.addBackupAt(1, 3, false)
+			v.addSegments("", 1, 3, 4)
+			v.addSegments("", 2, 0x10, 0x13)
+			v.addBackupAt(2, 0x12, false)
+		}, IntegrityCheck{Timeline: 2, LSN: at(0x14)}, "00000002.history"},
+		{"the same with the history file", func(v *Inventory) {
+			v.addBackupAt(2, 0x12, false)
+			v.addSegments("", 2, 0x10, 0x13)
+			v.AddHistory(wal.History{Timeline: 2, Switches: []wal.Switch{{Timeline: 1, LSN: at(0x10)}}})
+		}, IntegrityCheck{Timeline: 2, LSN: at(0x14)}, ""},
+		{"the only backup begins where the server has not been", func(v *Inventory) {
+			v.addSegments("", 1, 5, 9)
+			v.addBackupAt(1, 5, false)
+		}, IntegrityCheck{Timeline: 1, LSN: at(4)}, "base_000000010000000000000005"},
+		{"a backup begins in the server's segment", func(v *Inventory) { v.addBackupAt(1, 5, false) },
+			IntegrityCheck{Timeline: 1, LSN: at(5)}, ""},
+		{"the archive is of smaller segments", func(v *Inventory) {
+			v.size = 64 << 20
+			v.addBackupAt(1, 1, false)
+			v.addSegments("", 1, 1, 63) // to ...3F, the last in a log of 64 MiB
+			v.Add("", "wal_005/0000000100000000000000FE.lz4", noon)
+		}, IntegrityCheck{Timeline: 1, LSN: 0xFF000000}, "0000000100000000000000FE"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			v := inventory(t)
+			tc.fill(v)
+			rep, err := v.VerifyIntegrity(tc.check)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := StatusOK
+			if tc.doubt != "" {
+				want = StatusWarning
+			}
+			if got := strings.Join(rep.Doubts, "; "); rep.Status != want || !strings.Contains(got, tc.doubt) || (got == "") != (tc.doubt == "") {
+				t.Errorf("%s, doubts %q; want %s and %q", rep.Status, got, want, tc.doubt)
+			}
+		})
+	}
+}
+
 // A map of changed blocks covers 16 segments, and belongs to all of them.
 func TestMapsOfChangedBlocksSpan(t *testing.T) {
 	t.Parallel()

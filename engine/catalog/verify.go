@@ -61,6 +61,9 @@ type IntegrityReport struct {
 	// Backup is where the scan ends; nil: no backup qualified, and the scan
 	// went down to segment 1.
 	Backup *Stored
+	// Doubts tell a person what the check could not see. With any, the
+	// status is not StatusOK.
+	Doubts []string
 }
 
 // VerifyIntegrity looks whether every segment from the earliest backup's start
@@ -71,7 +74,8 @@ type IntegrityReport struct {
 // first one found, are delayed; then within a stretch of Uploading segments,
 // which begins with that first one, they are uploading; all older are lost.
 // Without a backup to end at, the missing segments before the first stored one
-// were needed by nobody we know: they are a warning at most.
+// were needed by nobody we know: they are a warning at most. So is what hides a
+// part of the archive from the check: see Doubts.
 //
 // ErrNotFound when the backup asked for does not exist or is not of this
 // history.
@@ -89,6 +93,7 @@ func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
 	}
 	segments := v.Segments(c.Storages...)
 	current := uint64(c.LSN) / uint64(v.size)
+	rep.Doubts = v.doubts(c, backup, first, current)
 
 	// Newest first, to be turned round at the end.
 	delayed, uploading, atHead := c.MaxDelayed, c.Uploading, c.MaxDelayed > 0
@@ -149,6 +154,9 @@ func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
 	}
 	slices.Reverse(rep.Ranges)
 	rep.Status = StatusOK
+	if len(rep.Doubts) > 0 {
+		rep.Status = StatusWarning
+	}
 	leading := backup == nil
 	for _, r := range rep.Ranges {
 		switch {
@@ -161,6 +169,22 @@ func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
 		}
 	}
 	return rep, nil
+}
+
+// doubts are the reasons not to call an archive whole in which the segments
+// looked for are found: the scan begins at first, the server is in current.
+func (v *Inventory) doubts(c IntegrityCheck, backup *Stored, first, current uint64) (list []string) {
+	if _, ok := v.History(c.Timeline); !ok {
+		list = append(list, fmt.Sprintf("%s is not archived, or cannot be read: what was archived before timeline %d began, and the backups of that time, are not looked at",
+			c.Timeline.HistoryFile(), uint32(c.Timeline)))
+	}
+	if backup != nil && first > current {
+		list = append(list, fmt.Sprintf("nothing is looked at: the earliest backup, %s, begins after the server's position %s: is it another cluster's?", backup.ID, c.LSN))
+	}
+	if d := v.Misfit(); d != "" {
+		list = append(list, d)
+	}
+	return list
 }
 
 func compareRuns(a, b Run) int {

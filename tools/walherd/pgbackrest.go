@@ -341,6 +341,9 @@ func (a *app) showPgBackRest(ctx context.Context, r *pgbackrest.Repository, deta
 			return err
 		}
 	}
+	if d := v.Misfit(); d != "" {
+		a.log.Warn(d)
+	}
 	return render.PgBackRestTimelines(a.stdout, v.Show(), detailed)
 }
 

@@ -58,6 +58,9 @@ func (a *app) showWAL(ctx context.Context, stores *storages, opt render.Timeline
 			return err
 		}
 	}
+	if d := inv.Misfit(); d != "" {
+		a.log.Warn(d)
+	}
 	var list []render.Timeline
 	for _, r := range inv.Show() {
 		t := render.Timeline{TimelineReport: r}
@@ -215,6 +218,9 @@ func (a *app) verifyWAL(ctx context.Context, stores *storages, v verification) e
 		}
 		if r.Backup == nil {
 			a.log.Warn(fmt.Sprintf("no backup of timeline %d's history that is not permanent: scanning from the first segment on", uint32(v.at.Timeline)))
+		}
+		for _, d := range r.Doubts {
+			a.log.Warn(d)
 		}
 		out.Integrity = &r
 	}
