@@ -237,7 +237,7 @@ func SelectWAL(files []Object, needed []Range, req Request) ([]Object, error) {
 				wanted[seg] = true
 			}
 		}
-		if err := noGap(follow, req.SegmentSize); err != nil {
+		if err := noGap(follow, present, req.SegmentSize); err != nil {
 			return nil, err
 		}
 	}
@@ -250,16 +250,35 @@ func SelectWAL(files []Object, needed []Range, req Request) ([]Object, error) {
 	return out, nil
 }
 
-// noGap checks that the segments of each timeline follow each other.
-func noGap(segments []pg.SegmentName, size pg.SegmentSize) error {
+// noGap checks that the segments of each timeline follow each other, and that
+// none begins behind a gap. A timeline begins in the segment that its parent ended
+// in, or in the next; a parent's number is lower. Of which parent it is only its
+// history file tells, so the best stored of them is taken.
+func noGap(segments []pg.SegmentName, present map[pg.SegmentName]bool, size pg.SegmentSize) error {
 	slices.SortFunc(segments, pg.SegmentName.Compare)
 	for i := 1; i < len(segments); i++ {
 		before, at := segments[i-1], segments[i]
-		if next := before.Next(size); before.Timeline == at.Timeline && next != at {
+		if before.Timeline != at.Timeline {
+			if n := at.Number(size); n > 0 && !reached(present, at.Timeline, n-1, size) {
+				return fmt.Errorf("copy the history: %w: timeline %d begins with %s, and no timeline before it comes up to there", ErrWALMissing, uint32(at.Timeline), at)
+			}
+			continue
+		}
+		if next := before.Next(size); next != at {
 			return fmt.Errorf("copy the history: %w: after %s comes %s, and there is no %s", ErrWALMissing, before, at, next)
 		}
 	}
 	return nil
+}
+
+// reached tells whether a timeline below tl has segment number n or a later one.
+func reached(present map[pg.SegmentName]bool, tl pg.Timeline, n uint64, size pg.SegmentSize) bool {
+	for seg := range present {
+		if seg.Timeline < tl && seg.Number(size) >= n {
+			return true
+		}
+	}
+	return false
 }
 
 // bulkLen is the length of a name that stands for sixteen segments: the

@@ -385,6 +385,49 @@ func TestSelectWALAtBorders(t *testing.T) {
 	}
 }
 
+// What a failed primary did not archive any more is a gap between two timelines,
+// and WAL behind it is of no use to the backups before it.
+func TestSelectWALGapAtPromotion(t *testing.T) {
+	t.Parallel()
+	lsn := func(v pg.LSN) *pg.LSN { return &v }
+	for _, c := range []struct {
+		name  string
+		files string
+		whole bool
+	}{
+		{"promoted within the next segment", "1:3 1:4 2:5 2:6", true},
+		{"promoted within the last segment", "1:3 1:4 2:4 2:5", true},
+		{"promoted twice within a segment", "1:3 1:4 3:5", true},
+		{"branched off long before", "1:3 1:4 1:5 2:2 2:3", true},
+		{"branched off what goes before the backup", "2:3 1:1 1:7 3:8", true},
+		{"the last segments are missing", "1:3 1:4 2:6 2:7", false},
+		{"missing before the third", "1:3 1:4 2:4 2:5 3:7", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var files []transfer.Object
+			var backup pg.BackupName
+			for _, f := range strings.Fields(c.files) {
+				var tl pg.Timeline
+				var n uint64
+				if _, err := fmt.Sscanf(f, "%d:%d", &tl, &n); err != nil {
+					t.Fatal(err)
+				}
+				seg := pg.SegmentAt(tl, n, pg.DefaultSegmentSize)
+				if backup == "" {
+					backup = pg.FullBackupName(seg)
+				}
+				files = append(files, transfer.Object{Name: "wal_005/" + seg.String() + ".lz4"})
+			}
+			_, err := transfer.SelectWAL(files, []transfer.Range{{Backup: backup, Start: lsn(0x3000028), Finish: lsn(0x3000100)}},
+				transfer.Request{SegmentSize: pg.DefaultSegmentSize, History: transfer.WholeHistory})
+			if (err == nil) != c.whole || err != nil && !errors.Is(err, transfer.ErrWALMissing) {
+				t.Errorf("error %v, want one: %t", err, !c.whole)
+			}
+		})
+	}
+}
+
 // Whatever fails while backups are moved, one of the storages has each of them
 // whole, no storage has half a one, and the next run finishes.
 func TestMoveBackupsSurvivesAnyFault(t *testing.T) {
