@@ -54,6 +54,26 @@ func TestMark(t *testing.T) {
 	}
 }
 
+// To keep what cannot be restored would look like keeping a backup.
+func TestMarkBroken(t *testing.T) {
+	t.Parallel()
+	s := newStore()
+	f := s.backup("", 1, 2, "", false, 1)
+	d1 := s.backup("", 1, 4, "base_000000010000000000000003", false, 2) // whose base is not there
+	d2 := s.backup("", 1, 6, d1, true, 3)
+	for _, name := range []pg.BackupName{d1, d2} {
+		if ids, err := PlanMark(s.inventory(t), id(name), true); !errors.Is(err, ErrBroken) {
+			t.Errorf("%s: %v, %v", name, ids, err)
+		}
+	}
+	if ids, err := PlanMark(s.inventory(t), id(d2), false); err != nil || len(ids) != 1 {
+		t.Errorf("impermanent: %v, %v", ids, err)
+	}
+	if _, err := PlanMark(s.inventory(t), id(f), true); err != nil {
+		t.Errorf("another backup: %v", err)
+	}
+}
+
 func TestUnreadableIsKept(t *testing.T) {
 	t.Parallel()
 	s := newStore()

@@ -16,7 +16,8 @@ import (
 // and first: cut anywhere, no permanent backup stands on one that is not. Only
 // the named backup becomes impermanent, and ErrDependants refuses it while
 // anything permanent is built on it, however far off. LATEST is ErrLatest: it
-// may be another backup by the time it is read.
+// may be another backup by the time it is read. An increment whose chain is not
+// whole is ErrBroken: it is kept for nothing, and who wants it kept must hear so.
 func PlanMark(inv *catalog.Inventory, id catalog.BackupID, permanent bool) ([]catalog.BackupID, error) {
 	if string(id.Name) == catalog.LatestName {
 		return nil, fmt.Errorf("mark LATEST: %w; give the backup's name (see backup-list)", ErrLatest)
@@ -41,6 +42,9 @@ func PlanMark(inv *catalog.Inventory, id catalog.BackupID, permanent bool) ([]ca
 			return []catalog.BackupID{id}, nil
 		}
 		return nil, nil
+	}
+	if !target.whole {
+		return nil, fmt.Errorf("mark %s permanent: %w", id, ErrBroken)
 	}
 	chain := []*node{target}
 	target.ancestors(func(a *node) { chain = append(chain, a) })

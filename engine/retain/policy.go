@@ -24,6 +24,7 @@ var (
 	ErrIncrement   = errors.New("the backup is an increment")
 	ErrPermanent   = errors.New("the backup is permanent")
 	ErrDependants  = errors.New("other backups are built on the backup")
+	ErrBroken      = errors.New("what the increment is built on is not there, or is another backup by now: it cannot be restored")
 	ErrInUse       = errors.New("the backup is in use")
 	ErrOrder       = errors.New("the order of the names and the order of the start times disagree")
 	ErrSegmentSize = errors.New("the WAL segment size is not the cluster's")

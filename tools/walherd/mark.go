@@ -156,12 +156,16 @@ func (a *app) mark(ctx context.Context, stores *storages, name string, permanent
 		return err
 	}
 	var steps []catalog.BackupID
-	var missing error
+	var missing, broken error
 	found := 0
 	for _, r := range repos {
 		ids, err := retain.PlanMark(inv.Inventory, catalog.BackupID{Storage: r.Name(), Folder: catalog.BaseBackups, Name: pg.BackupName(name)}, permanent)
 		if errors.Is(err, catalog.ErrNotFound) {
 			missing = err
+			continue
+		}
+		if errors.Is(err, retain.ErrBroken) {
+			broken = err
 			continue
 		}
 		if err != nil {
@@ -172,12 +176,17 @@ func (a *app) mark(ctx context.Context, stores *storages, name string, permanent
 	}
 	down := stores.down(ctx)
 	switch {
+	case found == 0 && broken != nil:
+		return broken
 	case found == 0 && len(down) > 0:
 		return fmt.Errorf("%w; storage %v cannot be used now", missing, down)
 	case found == 0:
 		return missing
 	case len(down) > 0:
 		a.log.Warn(fmt.Sprintf("storage %v cannot be used now: a copy of the backup there stays as it is", down))
+	}
+	if broken != nil {
+		a.log.Warn(broken.Error())
 	}
 	word := map[bool]string{true: "permanent", false: "impermanent"}[permanent]
 	if len(steps) == 0 {
