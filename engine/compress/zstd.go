@@ -175,7 +175,15 @@ type zstdReader struct {
 
 func newZstdReader(r io.Reader, workers int) (io.ReadCloser, error) {
 	src := &source{r: r}
-	dec, err := zstd.NewReader(src,
+	dec, err := newZstdDecoder(src, workers)
+	if err != nil {
+		return nil, err
+	}
+	return &zstdReader{src: src, dec: dec}, nil
+}
+
+func newZstdDecoder(r io.Reader, workers int) (*zstd.Decoder, error) {
+	dec, err := zstd.NewReader(r,
 		zstd.WithDecoderConcurrency(workers),
 		zstd.WithDecoderMaxWindow(zstdMaxWindow),
 		// The default of 64 GiB also bounds the size a frame's header may
@@ -185,7 +193,7 @@ func newZstdReader(r io.Reader, workers int) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up zstd: %w", err)
 	}
-	return &zstdReader{src: src, dec: dec}, nil
+	return dec, nil
 }
 
 func (z *zstdReader) Read(p []byte) (int, error) {

@@ -32,13 +32,13 @@ type content struct {
 }
 
 // newContent reads stored to its end. A size below 0 is not known.
-func newContent(stored io.Reader, passphrase string, method compress.Method, size int64, want [sha1Len]byte) (*content, error) {
+func newContent(stored io.Reader, passphrase string, readers *compress.Readers, method compress.Method, size int64, want [sha1Len]byte) (*content, error) {
 	c := &content{opened: stored, sum: sha1.New(), want: want, left: size, open: size < 0}
 	if passphrase != "" {
 		opened := seal.OpenSaltedCBC(stored, passphrase)
 		c.opened, c.closers = opened, append(c.closers, opened)
 	}
-	plain, err := compress.NewReader(c.opened, method, 1)
+	plain, err := readers.New(c.opened, method)
 	if err != nil {
 		return nil, err
 	}
@@ -101,14 +101,15 @@ func (c *content) Close() error {
 
 // filesSource is a plan's restore.FilesSource.
 type filesSource struct {
-	r *Repository
-	p *Plan
+	r       *Repository
+	p       *Plan
+	readers *compress.Readers
 }
 
 // Open implements restore.FilesSource.
 func (s filesSource) Open(ctx context.Context, i int) (restore.Contents, error) {
 	b := s.p.batches[i]
-	c := &contents{batch: b, method: s.p.manifest.method, passphrase: s.p.manifest.passphrase, at: b.offset}
+	c := &contents{batch: b, readers: s.readers, method: s.p.manifest.method, passphrase: s.p.manifest.passphrase, at: b.offset}
 	if b.object == "" {
 		return c, nil
 	}
@@ -120,6 +121,7 @@ func (s filesSource) Open(ctx context.Context, i int) (restore.Contents, error) 
 // contents are the files of one batch.
 type contents struct {
 	batch
+	readers    *compress.Readers
 	method     compress.Method
 	passphrase string
 	stored     io.ReadCloser // nil if all files are empty
@@ -147,7 +149,7 @@ func (c *contents) Next() (io.Reader, error) {
 		stored = io.LimitReader(c.stored, f.Stored)
 	}
 	var err error
-	c.last, err = newContent(stored, c.passphrase, c.method, f.Size, f.SHA1)
+	c.last, err = newContent(stored, c.passphrase, c.readers, c.method, f.Size, f.SHA1)
 	return c.last, err
 }
 

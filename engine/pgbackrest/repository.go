@@ -11,6 +11,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/walherd/walherd/engine/compress"
 	"github.com/walherd/walherd/engine/restore"
 	"github.com/walherd/walherd/engine/seal"
 )
@@ -191,7 +192,7 @@ func (r *Repository) hint(format string) string {
 // Restore does what a plan of a manifest of this repository says. It fails as
 // restore.RunFiles does: what is there after a failure is marked incomplete.
 func (r *Repository) Restore(ctx context.Context, p *Plan, cfg restore.Config) (restore.Result, error) {
-	res, err := restore.RunFiles(ctx, p.FilesPlan, filesSource{r, p}, cfg)
+	res, err := restore.RunFiles(ctx, p.FilesPlan, filesSource{r, p, new(compress.Readers)}, cfg)
 	res.Notes = append(res.Notes, p.Notes...)
 	return res, err
 }

@@ -126,7 +126,7 @@ func (r *Repository) OpenWAL(ctx context.Context, info *ArchiveInfo, o WALObject
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", o.Object, err)
 	}
-	c, err := newContent(stored, info.passphrase, o.method, -1, o.sum)
+	c, err := newContent(stored, info.passphrase, new(compress.Readers), o.method, -1, o.sum)
 	if err != nil {
 		return nil, errors.Join(err, stored.Close())
 	}
