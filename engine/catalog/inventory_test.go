@@ -421,6 +421,82 @@ func TestVerifyIntegrityDoubts(t *testing.T) {
 	}
 }
 
+// The verdict is OK only if all is there that a recovery from any backup of the
+// server's history reads, by PostgreSQL's rule for the timeline of a segment; and
+// it is anything else only if something is not, or may not have been seen.
+func TestVerifyIntegrityModel(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		v, err := NewInventory(pg.DefaultSegmentSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lsn := func(lo pg.LSN, what string) pg.LSN {
+			n := rapid.Uint64Range(uint64(lo)/uint64(v.size), uint64(lo)/uint64(v.size)+6).Draw(t, what)
+			return max(lo, pg.LSN(n)*pg.LSN(v.size)+rapid.SampledFrom([]pg.LSN{0, 1, 0x100}).Draw(t, "offset"))
+		}
+		tl := rapid.SampledFrom([]pg.Timeline{1, 2, 3, 5}).Draw(t, "timeline")
+		h := wal.History{Timeline: tl}
+		at := pg.LSN(1 << 24)
+		for parent := pg.Timeline(1); parent < tl; parent += pg.Timeline(rapid.IntRange(1, 2).Draw(t, "step")) {
+			at = lsn(at, "switch")
+			h.Switches = append(h.Switches, wal.Switch{Timeline: parent, LSN: at})
+		}
+		if rapid.IntRange(0, 9).Draw(t, "history lost") > 0 {
+			v.AddHistory(h)
+		}
+		check := IntegrityCheck{
+			Timeline: tl, LSN: lsn(at, "server"),
+			MaxDelayed: uint64(rapid.IntRange(0, 2).Draw(t, "delayed")), Uploading: uint64(rapid.IntRange(0, 3).Draw(t, "uploading")),
+		}
+		current := uint64(check.LSN) / uint64(v.size)
+		needed := map[uint64]bool{}
+		ours := false // a backup to recover from
+		for _, n := range rapid.SliceOfNDistinct(rapid.Uint64Range(1, current+1), 0, 2, rapid.ID).Draw(t, "backups") {
+			start := pg.LSN(n)*pg.LSN(v.size) + 0x28
+			// It ends before a switch in its segment, or begins after it.
+			if at := h.At(start + 0x100); at != h.At(start) {
+				continue
+			}
+			of := h.At(start)
+			stray := rapid.IntRange(0, 4).Draw(t, "stray") == 0
+			if stray { // of a server that went on elsewhere
+				of = rapid.SampledFrom([]pg.Timeline{9, of%5 + 1}).Draw(t, "elsewhere")
+			}
+			permanent := rapid.IntRange(0, 4).Draw(t, "permanent") == 0
+			v.addBackupAt(of, n, permanent)
+			if stray || permanent {
+				continue
+			}
+			ours = true
+			for ; n < current; n++ {
+				needed[n] = true
+			}
+		}
+		missing := 0
+		for n := uint64(1); n <= current; n++ {
+			there := rapid.IntRange(0, 15).Draw(t, "there") > 0
+			if there {
+				v.addSegments("", h.SegmentOf(n, v.size).Timeline, n, n)
+			} else if needed[n] {
+				missing++
+			}
+			if rapid.IntRange(0, 9).Draw(t, "another") == 0 { // what others stored does not fill a gap
+				v.addSegments("", 9, n, n)
+			}
+		}
+		rep, err := v.VerifyIntegrity(check)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case rep.Status == StatusOK && missing > 0:
+			t.Fatalf("OK, and %d segments are missing: %+v", missing, rep)
+		case rep.Status != StatusOK && missing == 0 && ours && len(rep.Doubts) == 0:
+			t.Fatalf("%s, and nothing is missing: %+v", rep.Status, rep)
+		}
+	})
+}
+
 // A map of changed blocks covers 16 segments, and belongs to all of them.
 func TestMapsOfChangedBlocksSpan(t *testing.T) {
 	t.Parallel()

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/walherd/walherd/engine/pg"
+	"github.com/walherd/walherd/engine/wal"
 )
 
 // Status is the verdict of a check, in the words of wal-verify.
@@ -81,8 +82,9 @@ type IntegrityReport struct {
 // history.
 func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
 	var rep IntegrityReport
-	path := v.path(c.Timeline)
-	backup, err := v.earliest(c, path)
+	h, _ := v.History(c.Timeline)
+	h.Timeline = c.Timeline // also of an unknown one
+	backup, err := v.earliest(c, h)
 	if err != nil {
 		return rep, fmt.Errorf("verify WAL integrity: %w", err)
 	}
@@ -106,7 +108,7 @@ func (v *Inventory) VerifyIntegrity(c IntegrityCheck) (IntegrityReport, error) {
 		}
 		rep.Ranges = append(rep.Ranges, SegmentRange{Timeline: tl, First: lo, Last: pg.SegmentAt(tl, r.Last, v.size), Count: r.Len(), Status: s})
 	}
-	for _, leg := range slices.Backward(path) {
+	for _, leg := range slices.Backward(v.path(h)) {
 		if current == 0 || leg.First > current-1 || leg.Last < first {
 			continue
 		}
@@ -204,12 +206,11 @@ type leg struct {
 	First, Last uint64
 }
 
-// path is the way to timeline tl by its known history, oldest leg first. An
-// unknown history is a single leg.
-func (v *Inventory) path(tl pg.Timeline) []leg {
+// path is the way to a timeline by its history, oldest leg first. An unknown
+// history is a single leg.
+func (v *Inventory) path(h wal.History) []leg {
 	var out []leg
 	next := uint64(0)
-	h, _ := v.History(tl)
 	for _, s := range h.Switches {
 		end := uint64(s.LSN) / uint64(v.size)
 		if end > next {
@@ -217,11 +218,30 @@ func (v *Inventory) path(tl pg.Timeline) []leg {
 			next = end
 		}
 	}
-	return append(out, leg{tl, next, ^uint64(0)})
+	return append(out, leg{h.Timeline, next, ^uint64(0)})
+}
+
+// within reports whether a backup was taken, from its start to its end, in that
+// history. Positions tell, for a timeline may have begun or ended within the
+// backup's segment; without them, the segment of a switch is on both.
+func (v *Inventory) within(h wal.History, b *Stored) bool {
+	tl := b.Segment.Timeline
+	if start := b.Details.StartLSN; start > 0 {
+		return h.At(start) == tl && h.At(max(start+1, b.Details.FinishLSN)-1) == tl
+	}
+	n, begin := b.Segment.Number(v.size), uint64(0)
+	for _, s := range h.Switches {
+		end := uint64(s.LSN) / uint64(v.size)
+		if s.Timeline == tl {
+			return n >= begin && n <= end
+		}
+		begin = end
+	}
+	return h.Timeline == tl && n >= begin
 }
 
 // earliest is the backup at which the integrity check ends, nil for none.
-func (v *Inventory) earliest(c IntegrityCheck, path []leg) (*Stored, error) {
+func (v *Inventory) earliest(c IntegrityCheck, h wal.History) (*Stored, error) {
 	var best *Stored
 	var bestFirst uint64
 	for _, b := range v.Backups() {
@@ -231,12 +251,7 @@ func (v *Inventory) earliest(c IntegrityCheck, path []leg) (*Stored, error) {
 		if c.Backup != "" && b.ID.Name != c.Backup || c.Backup == "" && b.Details.Permanent {
 			continue
 		}
-		on := slices.ContainsFunc(path, func(l leg) bool {
-			n := b.Segment.Number(v.size)
-			// The segment of the switch is on both.
-			return l.Timeline == b.Segment.Timeline && n >= l.First && (n <= l.Last || n-1 == l.Last)
-		})
-		if !on {
+		if !v.within(h, b) {
 			continue
 		}
 		if first, _, _ := v.NeedsWAL(b); best == nil || first < bestFirst {
