@@ -163,7 +163,8 @@ func (a *app) pgBackRestFetch() *cobra.Command {
 		Short: "Restore a backup of a pgBackRest repository into an empty directory",
 		Long: "Restores a full, differential or incremental backup; one with blocks of files (repo-block) is refused.\n" +
 			"PostgreSQL still has to be given recovery settings: recovery.signal and\n" +
-			"restore_command = '" + a.name + " pgbackrest wal-fetch %f %p'.",
+			"restore_command = '" + a.name + ` pgbackrest wal-fetch "%f" "%p"` + onlyAbsentEnds + "'. Without its last part\n" +
+			"PostgreSQL takes a failure for the end of the archive, and opens without what comes after.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.onPgBackRest(cmd, true, func(r *pgbackrest.Repository) error {
@@ -243,7 +244,9 @@ func (a *app) pgBackRestWAL() *cobra.Command {
 		Use:   "wal-fetch wal_name destination_filename",
 		Short: "Fetch a WAL file from a pgBackRest repository (restore_command = '" + a.name + " pgbackrest wal-fetch %f %p')",
 		Long: "Fetches a WAL file to a destination that must not exist.\n" +
-			"Exit code 74 means that the archive has no such file; every other failure is 1.",
+			"Exit code 74 means that the archive has no such file; every other failure is 1. PostgreSQL takes both for the end\n" +
+			"of the archive and ends a recovery there. To have it stop at a failure instead, and go on at its next start:\n" +
+			"restore_command = '" + a.name + ` pgbackrest wal-fetch "%f" "%p"` + onlyAbsentEnds + "'.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.onPgBackRest(cmd, false, func(r *pgbackrest.Repository) error {
