@@ -138,6 +138,7 @@ func (a *app) listPgBackRest(ctx context.Context, r *pgbackrest.Repository, opt 
 		}
 		return render.Backups(a.stdout, list, opt)
 	}
+	a.collect(collectOften) // a manifest names every file of a cluster
 	list := make([]render.PgBackRestBackup, len(info.Backups))
 	for i, b := range info.Backups {
 		m, err := r.Manifest(ctx, info, b.Label)
