@@ -46,6 +46,8 @@ type Manifest struct {
 	DirectoryMode, FileMode fs.FileMode
 
 	references []Label
+	// blocks tells of files stored in blocks, which NewPlan refuses.
+	blocks     bool
 	method     compress.Method
 	passphrase string
 }
@@ -116,8 +118,8 @@ type targetJSON struct {
 	Name string `json:"tablespace-name"`
 }
 
-// ParseManifest reads a backup.manifest. ErrUnsupported is what it says of a
-// backup with files stored in blocks.
+// ParseManifest reads a backup.manifest, also of a backup with files stored in
+// blocks: it can be listed.
 func ParseManifest(r io.Reader) (*Manifest, error) {
 	p := manifestParser{m: &Manifest{method: compress.None}, references: map[string]int32{}}
 	var err error
@@ -205,10 +207,9 @@ func (p *manifestParser) backup(key string, value []byte) error {
 		return err
 	case "backup-block-incr", "backup-bundle-raw":
 		var on bool
-		if err := decode(value, &on); err != nil || !on {
-			return err
-		}
-		return errBlocks
+		err := decode(value, &on)
+		p.m.blocks = p.m.blocks || on
+		return err
 	}
 	return nil
 }
@@ -286,12 +287,10 @@ func (p *manifestParser) file(name string, value []byte) error {
 	if err := decode(value, &j); err != nil {
 		return err
 	}
-	switch {
-	case j.Size == nil || j.Timestamp == nil:
+	if j.Size == nil || j.Timestamp == nil {
 		return corrupt("file %.200q has no size or no time", name)
-	case j.Block != 0 || j.BlockMap != 0:
-		return errBlocks
 	}
+	p.m.blocks = p.m.blocks || j.Block != 0 || j.BlockMap != 0
 	f := File{Name: name, Size: *j.Size, Stored: *j.Size, Modified: int64(*j.Timestamp), bundle: j.Bundle, offset: j.Offset}
 	if j.Stored != nil {
 		f.Stored = *j.Stored

@@ -54,14 +54,18 @@ type batch struct {
 	files          []*File
 }
 
-// NewPlan plans the restore of a backup. It refuses a manifest whose paths
-// leave the data directory, as restore.NewFilesPlan does.
+// NewPlan plans the restore of a backup. It refuses one with files stored in
+// blocks (ErrUnsupported) and a manifest whose paths leave the data directory, as
+// restore.NewFilesPlan does.
 //
 // What pgBackRest leaves out of a restore is left out: tablespace_map, as the
 // links are made. Links into other directories become what they pointed to, a
 // file or a directory at their place, as pgbackrest restore does without
 // --link-all.
 func NewPlan(m *Manifest, r Request) (*Plan, error) {
+	if m.blocks {
+		return nil, fmt.Errorf("plan restore of %s: %w", m.Label, errBlocks)
+	}
 	p := &Plan{manifest: m}
 	if err := p.collect(r.Stanza); err != nil {
 		return nil, fmt.Errorf("plan restore of %s: %w", m.Label, err)

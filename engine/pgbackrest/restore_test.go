@@ -232,6 +232,25 @@ func TestManifestTricks(t *testing.T) {
 	}
 }
 
+// A backup with files in blocks is listed with its details as any other, and only
+// its restore is refused (TestManifestTricks).
+func TestBlocksAreListed(t *testing.T) {
+	t.Parallel()
+	for _, extra := range []line{
+		{"target:file", "pg_data/x", `{"bi":1,"bim":40,"checksum":"` + strings.Repeat("00", sha1Len) + `","size":1,"timestamp":1}`},
+		{"backup", "backup-bundle-raw", "true"},
+	} {
+		r := repository(t, fakeRepo(t, fakeFiles(), func(lines []line) []line { return append(lines, extra) }), "")
+		info, err := r.Backups(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := r.Manifest(t.Context(), info, fullLabel); err != nil || m.Type != Full || m.StartLSN != 0x2000028 {
+			t.Errorf("%s: %+v, error %v", extra.key, m, err)
+		}
+	}
+}
+
 // TestDocumentsOfARepository: copies, missing backups, unfinished ones.
 func TestDocumentsOfARepository(t *testing.T) {
 	t.Parallel()
