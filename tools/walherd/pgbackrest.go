@@ -348,7 +348,11 @@ func (a *app) showPgBackRest(ctx context.Context, r *pgbackrest.Repository, deta
 	if d := v.Misfit(); d != "" {
 		a.log.Warn(d)
 	}
-	return render.PgBackRestTimelines(a.stdout, v.Show(), detailed)
+	var list []render.Timeline
+	for _, r := range v.Show() {
+		list = append(list, render.Timeline{TimelineReport: r})
+	}
+	return render.Timelines(a.stdout, list, render.TimelineOptions{JSON: detailed, NoBackups: true})
 }
 
 // maxHistory bounds a history file, in bytes; a line is some 50.

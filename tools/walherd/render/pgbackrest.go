@@ -13,7 +13,6 @@ import (
 
 	"github.com/jedib0t/go-pretty/v6/table"
 
-	"github.com/walherd/walherd/engine/catalog"
 	"github.com/walherd/walherd/engine/pg"
 )
 
@@ -99,51 +98,4 @@ func pgBackRestJSON(w io.Writer, list []PgBackRestBackup, opt Options) error {
 	}
 	_, err = w.Write(append(data, '\n'))
 	return err
-}
-
-// jsonTimeline is a timeline in wal-show's JSON.
-type jsonTimeline struct {
-	ID          pg.Timeline `json:"id"`
-	Parent      pg.Timeline `json:"parent_id"`
-	SwitchPoint uint64      `json:"switch_point_lsn"`
-	Start       string      `json:"start_segment"`
-	End         string      `json:"end_segment"`
-	Count       uint64      `json:"segments_count"`
-	Missing     []string    `json:"missing_segments"`
-	Range       uint64      `json:"segment_range_size"`
-	Status      string      `json:"status"`
-}
-
-// PgBackRestTimelines writes wal-show's table, or JSON, of the timelines of a
-// pgBackRest repository: without the backups.
-func PgBackRestTimelines(w io.Writer, list []catalog.TimelineReport, asJSON bool) error {
-	var text []byte
-	if asJSON {
-		out := []jsonTimeline{}
-		for _, r := range list {
-			j := jsonTimeline{
-				ID: r.Timeline, Parent: r.Parent, SwitchPoint: uint64(r.SwitchPoint), Start: r.Start.String(), End: r.End.String(),
-				Count: r.Found, Missing: []string{}, Range: r.Range, Status: r.Status,
-			}
-			for name := range r.Missing() {
-				j.Missing = append(j.Missing, name.String())
-			}
-			out = append(out, j)
-		}
-		var err error
-		if text, err = json.Marshal(out); err != nil {
-			return fmt.Errorf("write timelines: %w", err)
-		}
-	} else {
-		t := table.NewWriter()
-		t.AppendHeader(table.Row{"TLI", "Parent TLI", "Switchpoint LSN", "Start segment", "End segment", "Segment range", "Segments count", "Status"})
-		for _, r := range list {
-			t.AppendRow(table.Row{uint32(r.Timeline), uint32(r.Parent), r.SwitchPoint, r.Start.String(), r.End.String(), r.Range, r.Found, r.Status})
-		}
-		text = []byte(t.Render() + "\n")
-	}
-	if _, err := w.Write(text); err != nil {
-		return fmt.Errorf("write timelines: %w", err)
-	}
-	return nil
 }
