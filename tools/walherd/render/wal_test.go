@@ -178,3 +178,21 @@ Current cluster timeline: 1
 		}
 	}
 }
+
+// Two segments of two clusters may lie further apart than any memory has room for
+// the names between them.
+func TestTimelinesJSONIsBounded(t *testing.T) {
+	t.Parallel()
+	var list []render.Timeline
+	for _, r := range inventory(t, 1, 1, 1<<30).Show() {
+		list = append(list, render.Timeline{TimelineReport: r})
+	}
+	var out bytes.Buffer
+	err := render.Timelines(&out, list, render.TimelineOptions{JSON: true, NoBackups: true})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprint(render.MaxMissing)) || out.Len() > 1000 {
+		t.Errorf("error %v after %d bytes", err, out.Len())
+	}
+	if err := render.Timelines(&out, list, render.TimelineOptions{NoBackups: true}); err != nil || !strings.Contains(out.String(), catalog.TimelineLost) {
+		t.Errorf("the table: %v\n%s", err, out.String())
+	}
+}
