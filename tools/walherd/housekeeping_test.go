@@ -93,7 +93,8 @@ func (g *grown) Open(_ context.Context, name string, _ storage.Range) (io.ReadCl
 		if _, parent, ok := strings.Cut(backup, "_D_"); ok {
 			parent = strings.TrimSuffix(parent, repo.SentinelSuffix)
 			n := int(seg.Number(grownSize)-1) / grownEach
-			link = fmt.Sprintf(`,"DeltaLSN":1,"DeltaFrom":%q,"DeltaFullName":%q,"DeltaCount":%d`, g.name(n-1), g.name(n-n%10), n%10)
+			below, _ := g.name(n - 1).Segment()
+			link = fmt.Sprintf(`,"DeltaLSN":%d,"DeltaFrom":%q,"DeltaFullName":%q,"DeltaCount":%d`, below.Start(grownSize)+0x28, g.name(n-1), g.name(n-n%10), n%10)
 		}
 		doc = fmt.Sprintf(`{"LSN":%d,"FinishLSN":%d%s}`, start, start+0x2000000, link)
 	}
