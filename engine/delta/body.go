@@ -22,7 +22,17 @@ type increment struct {
 	at, end int64  // of the run under way, in bytes of the file
 	done    int64  // pages below it are given out or in the run
 	short   bool
+
+	// need, if not nil, is told what will be read, aheadPages before it is:
+	// scattered pages, each awaited before the next is asked for, leave a disk
+	// idle most of the time.
+	need  func(off, n int64)
+	told  int64 // pages below it were told
+	ahead int64 // pages told and not begun
 }
+
+// aheadPages is how many pages a disk may be asked for at once.
+const aheadPages = 64
 
 func newIncrement(f io.ReaderAt, closer func() error, fileSize, pageSize int64, pages *set) *increment {
 	head := make([]byte, 0, 4<<10)
@@ -56,8 +66,9 @@ func (b *increment) Read(p []byte) (int, error) {
 		if first == b.pages.limit {
 			return 0, io.EOF
 		}
-		b.done = b.pages.gap(first)
+		b.done = min(b.pages.gap(first), first+aheadPages)
 		b.at, b.end = first*b.pageSize, b.done*b.pageSize
+		b.tell()
 	}
 	p = p[:min(int64(len(p)), b.end-b.at)]
 	n := 0
@@ -72,6 +83,27 @@ func (b *increment) Read(p []byte) (int, error) {
 	clear(p[n:])
 	b.at += int64(len(p))
 	return len(p), nil
+}
+
+// tell asks for what comes after the run that begins.
+func (b *increment) tell() {
+	if b.need == nil {
+		return
+	}
+	if b.told < b.done {
+		b.told, b.ahead = b.done, 0
+	} else {
+		b.ahead -= (b.end - b.at) / b.pageSize
+	}
+	for b.ahead < aheadPages {
+		first := b.pages.next(b.told)
+		if first == b.pages.limit {
+			return
+		}
+		b.told = min(b.pages.gap(first), first+aheadPages)
+		b.ahead += b.told - first
+		b.need(first*b.pageSize, (b.told-first)*b.pageSize)
+	}
 }
 
 // refill renders more of the numbers.

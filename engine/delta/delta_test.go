@@ -187,6 +187,70 @@ func TestLengthChangesWhileReading(t *testing.T) {
 	}
 }
 
+// early notes which pages of a file were asked for before they are read.
+type early struct {
+	t           *rapid.T
+	needed      map[int64]bool
+	read, ahead int64
+}
+
+func (e *early) need(off, n int64) {
+	for p := off / page.DefaultSize; p < (off+n)/page.DefaultSize; p++ {
+		if e.needed[p] {
+			e.t.Fatalf("page %d is asked for twice", p)
+		}
+		e.needed[p] = true
+		e.ahead++
+	}
+}
+
+func (e *early) ReadAt(p []byte, at int64) (int, error) {
+	if n := at / page.DefaultSize; at%page.DefaultSize == 0 && e.needed[n] {
+		e.ahead--
+	} else if at%page.DefaultSize == 0 && e.read >= aheadPages {
+		e.t.Fatalf("page %d was not asked for", n)
+	}
+	e.read++
+	if e.ahead > 3*aheadPages {
+		e.t.Fatalf("%d pages are asked for and not read", e.ahead)
+	}
+	return len(p), nil
+}
+
+// TestPagesAreAskedForEarly: all but the first run, each page once, and not all
+// of them at once.
+func TestPagesAreAskedForEarly(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		chosen, members := newSet(2000), []int64{}
+		for at := int64(0); ; {
+			at += rapid.Int64Range(0, 20).Draw(t, "gap")
+			end := at + rapid.Int64Range(1, 200).Draw(t, "run")
+			if end > chosen.limit {
+				break
+			}
+			for ; at < end; at++ {
+				chosen.add(at)
+				members = append(members, at)
+			}
+		}
+		e := &early{t: t, needed: map[int64]bool{}}
+		b := newIncrement(e, nil, 2000*page.DefaultSize, page.DefaultSize, chosen)
+		b.need = e.need
+		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, b, make([]byte, page.DefaultSize)); err != nil {
+			t.Fatal(err)
+		}
+		for p := range e.needed {
+			if !chosen.has(p) {
+				t.Fatalf("page %d is asked for and not wanted", p)
+			}
+		}
+		if e.read != int64(len(members)) || e.ahead != 0 {
+			t.Fatalf("%d of %d pages read, %d asked for and not read", e.read, len(members), e.ahead)
+		}
+	})
+}
+
 // torn gives a page that makes no sense the first times it is read.
 type torn struct {
 	*bytes.Reader

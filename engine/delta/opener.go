@@ -128,5 +128,10 @@ func (o *Opener) increment(e *cluster.Entry) (_ pack.Body, err error) {
 		return nil, errWhole
 	}
 	o.pages += n
-	return newIncrement(f, f.Close, size, pageSize, chosen), nil
+	body := newIncrement(f, f.Close, size, pageSize, chosen)
+	if o.opt.Changes != nil {
+		// Without a map all of it has just been read.
+		body.need = func(off, n int64) { adviseNeed(f.Fd(), off, n) }
+	}
+	return body, nil
 }
