@@ -93,7 +93,7 @@ type Walherd struct {
 	NATSCert       string        `envconfig:"WALHERD_NATS_CERT" desc:"client certificate file for the broker"`
 	NATSKey        string        `envconfig:"WALHERD_NATS_KEY" desc:"key file of that certificate"`
 	Cluster        string        `envconfig:"WALHERD_CLUSTER" default:"default" desc:"name of the PostgreSQL cluster in the queue: letters, digits, _ and -"`
-	Replicas       int           `envconfig:"WALHERD_REPLICAS" default:"1" min:"1" max:"5" desc:"copies the broker keeps of each stream"`
+	Replicas       int           `envconfig:"WALHERD_REPLICAS" default:"1" min:"1" max:"5" desc:"copies the broker keeps of each stream: 1, 3 or 5"`
 	WALAck         string        `envconfig:"WALHERD_WAL_ACK" default:"stored" enum:"stored|queued" desc:"when PostgreSQL is told that WAL is archived: stored is once the object is durable in storage, queued is once the broker holds it"`
 	WALAckAccept   string        `envconfig:"WALHERD_WAL_ACK_ACCEPT" desc:"shortcomings of the broker to put up with under queued: replicas (fewer than three servers), sync (no proof that they sync every write), or both with a comma"`
 	SpoolDir       string        `envconfig:"WALHERD_SPOOL_DIR" desc:"directory on this host for copies of WAL that the queue holds and no worker has stored yet; queued needs it"`

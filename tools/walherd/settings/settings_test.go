@@ -354,6 +354,7 @@ func TestValidate(t *testing.T) {
 		{"WALHERD_WINDOW=1gb", "at most 67108864"},
 		{"WALHERD_WINDOW=1", "at least 1048576"},
 		{"WALHERD_REPLICAS=7", "at most 5"},
+		{"WALHERD_REPLICAS=2", "1, 3 or 5"},
 		{"PROFILE_SAMPLING_RATIO=1.5", "at most 1"},
 		{"HTTP_EXPOSE_PPROF=true", "HTTP_LISTEN"},
 		{"WALG_FAILOVER_STORAGES_CACHE_EMA_ALIVE_LIMIT=0.5", "below"},

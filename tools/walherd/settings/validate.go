@@ -64,6 +64,9 @@ func (s *Settings) Validate() error {
 			fail(size.setting, "%d: want a power of two", size.value)
 		}
 	}
+	if n := s.Walherd.Replicas; n == 2 || n == 4 {
+		fail("WALHERD_REPLICAS", "%d: want 1, 3 or 5; of an even number as many may fail as of one less", n)
+	}
 	if s.General.ZstdLevel != "" && s.General.CompressionMethod != "zstd" {
 		fail("WALG_ZSTD_LEVEL", "needs WALG_COMPRESSION_METHOD=zstd, which is %s", s.General.CompressionMethod)
 	}
