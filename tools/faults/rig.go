@@ -230,9 +230,11 @@ began=$(date +%%s%%N)
 code=$?
 echo "$began $(date +%%s%%N) $code $2" >>"$truth/pushes"
 [ "$code" = 0 ] || exit 1
-cp "$1" "$truth/$2.tmp" || exit 1
-sha256sum <"$truth/$2.tmp" >"$truth/sum.tmp" || exit 1
-mv "$truth/$2.tmp" "$truth/$2" && mv "$truth/sum.tmp" "$truth/$2.sha256"
+# One whose PostgreSQL was killed runs on beside that of the next.
+copy="$truth/$2.$$.tmp" sum="$truth/sum.$$.tmp"
+cp "$1" "$copy" || exit 1
+sha256sum <"$copy" >"$sum" || exit 1
+mv "$copy" "$truth/$2" && mv "$sum" "$truth/$2.sha256"
 `, env.String(), r.truth, r.bins.walherd)
 	path := filepath.Join(r.dir, "archive.sh")
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
