@@ -24,19 +24,25 @@ import (
 // Times is a parsed schedule.
 type Times struct {
 	text string
-	spec cron.Schedule
+	spec *cron.SpecSchedule
 }
 
 // Parse reads five fields (minute, hour, day of month, month, day of week) or
 // one of @hourly, @daily, @weekly, @monthly. A zone goes in front:
 // "CRON_TZ=UTC 0 3 * * *"; without one it is the host's. "@every" is refused:
 // hosts started at different moments would never agree on its times.
+//
+// Where clocks are changed for summer and winter, a time that names its hours
+// comes once on each day: one that the clock leaps over at the moment after the
+// leap, one that the clock shows twice at the first of the two. Every hour ("*")
+// is every hour that passes.
 func Parse(text string) (Times, error) {
-	spec, err := cron.ParseStandard(text)
+	parsed, err := cron.ParseStandard(text)
 	if err != nil {
 		return Times{}, fmt.Errorf("schedule %q: %w (want minute, hour, day of month, month, day of week, such as \"30 3 * * *\")", text, err)
 	}
-	if _, every := spec.(cron.ConstantDelaySchedule); every {
+	spec, ok := parsed.(*cron.SpecSchedule)
+	if !ok {
 		return Times{}, fmt.Errorf("schedule %q: hosts would not agree on the times of @every; write \"0 */6 * * *\" for every six hours", text)
 	}
 	if spec.Next(time.Now()).IsZero() {
@@ -45,8 +51,62 @@ func Parse(text string) (Times, error) {
 	return Times{text, spec}, nil
 }
 
+// everyHour is an hour field that names them all.
+const everyHour = 1<<24 - 1
+
 // Next is the first time after t.
-func (s Times) Next(t time.Time) time.Time { return s.spec.Next(t) }
+func (s Times) Next(t time.Time) time.Time {
+	if s.spec.Hour&everyHour == everyHour {
+		return s.spec.Next(t)
+	}
+	// The library loses what the clock leaps over and takes what it shows twice
+	// for two. So it is asked in terms of the clock on the wall alone.
+	where := s.spec.Location
+	if where == time.Local {
+		where = t.Location()
+	}
+	wall := *s.spec
+	wall.Location = time.UTC
+	for w := onWall(t.In(where)); ; {
+		if w = wall.Next(w); w.IsZero() {
+			return w
+		}
+		if at := firstShown(w, where); at.After(t) {
+			return at.In(t.Location())
+		}
+	}
+}
+
+// onWall is what the clock on the wall shows, as if it were UTC.
+func onWall(t time.Time) time.Time {
+	return time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.UTC)
+}
+
+// firstShown is the first moment at which clocks of a place show wall, or the
+// one at which they leap over it.
+func firstShown(wall time.Time, where *time.Location) time.Time {
+	// Off by the leap at most, and on either side of it.
+	near := time.Date(wall.Year(), wall.Month(), wall.Day(), wall.Hour(), wall.Minute(), wall.Second(), wall.Nanosecond(), where)
+	start, end := near.ZoneBounds()
+	var found time.Time
+	for _, in := range []time.Time{start.Add(-1), near, end} {
+		if in.IsZero() || start.IsZero() && in.Before(near) {
+			continue
+		}
+		_, offset := in.Zone()
+		at := wall.Add(-time.Duration(offset) * time.Second).In(where)
+		if onWall(at).Equal(wall) && (found.IsZero() || at.Before(found)) {
+			found = at
+		}
+	}
+	switch {
+	case !found.IsZero():
+		return found
+	case onWall(near).After(wall):
+		return start
+	}
+	return end
+}
 
 // String gives the text back.
 func (s Times) String() string { return s.text }

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/walherd/walherd/producer/schedule"
 )
@@ -35,6 +38,86 @@ func TestParse(t *testing.T) {
 			t.Errorf("%q was read as %v", bad, s)
 		}
 	}
+}
+
+// TestClocksThatAreChanged: what a schedule means on the days on which clocks are
+// set forth and back.
+func TestClocksThatAreChanged(t *testing.T) {
+	t.Parallel()
+	for text, tc := range map[string]struct{ from, to, want string }{
+		// Berlin leaps from 02:00 to 03:00 on March 29, and shows 02:00 to 03:00
+		// twice on October 25.
+		"CRON_TZ=Europe/Berlin 30 2 * * *":        {"2026-03-28T00:00Z", "2026-03-31T00:00Z", "28T01:30 29T01:00 30T00:30"},
+		"CRON_TZ=Europe/Berlin 0,15,30 2,3 * * *": {"2026-03-28T12:00Z", "2026-03-29T12:00Z", "29T01:00 29T01:15 29T01:30"},
+		"CRON_TZ=Europe/Berlin 30 2 * * 0":        {"2026-03-28T00:00Z", "2026-04-06T00:00Z", "29T01:00 05T00:30"},
+		"CRON_TZ=Europe/Berlin 0 1-5 * * *":       {"2026-10-24T12:00Z", "2026-10-25T12:00Z", "24T23:00 25T00:00 25T02:00 25T03:00 25T04:00"},
+		"CRON_TZ=Europe/Berlin 30 2,3 * * *":      {"2026-10-24T12:00Z", "2026-10-25T12:00Z", "25T00:30 25T02:30"},
+		"CRON_TZ=Europe/Berlin 0 * * 10 *":        {"2026-10-24T23:30Z", "2026-10-25T02:30Z", "25T00:00 25T01:00 25T02:00"},
+		"CRON_TZ=Europe/Berlin 30 * * 3 *":        {"2026-03-29T00:00Z", "2026-03-29T02:45Z", "29T00:30 29T01:30 29T02:30"},
+		// Half an hour, at two in the morning.
+		"CRON_TZ=Australia/Lord_Howe 15 2 * * *":   {"2026-10-02T00:00Z", "2026-10-05T00:00Z", "02T15:45 03T15:30 04T15:15"},
+		"CRON_TZ=Australia/Lord_Howe 45 1 4,5 4 *": {"2026-04-03T00:00Z", "2026-04-05T12:00Z", "03T14:45 04T14:45"},
+		// Midnight itself does not come there on April 24.
+		"CRON_TZ=Africa/Cairo 0 0 * * *": {"2026-04-22T00:00Z", "2026-04-25T12:00Z", "22T22:00 23T22:00 24T21:00"},
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			const layout = "2006-01-02T15:04Z07:00"
+			at, err := time.Parse(layout, tc.from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to, err := time.Parse(layout, tc.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for s := parse(t, text); ; {
+				if at = s.Next(at); at.After(to) {
+					break
+				}
+				got = append(got, at.UTC().Format("02T15:04"))
+			}
+			if strings.Join(got, " ") != tc.want {
+				t.Fatalf("got  %s\nwant %s", strings.Join(got, " "), tc.want)
+			}
+		})
+	}
+}
+
+// TestEveryDayOnce: of a time of day there is one on every day, wherever, and
+// asking from any moment before it gives that one.
+func TestEveryDayOnce(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		zone := rapid.SampledFrom([]string{"Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Cairo", "America/Sao_Paulo", "UTC", "Asia/Kathmandu"}).Draw(t, "zone")
+		hour, minute := rapid.IntRange(0, 23).Draw(t, "hour"), rapid.IntRange(0, 59).Draw(t, "minute")
+		s, err := schedule.Parse(fmt.Sprintf("CRON_TZ=%s %d %d * * *", zone, minute, hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		where, err := time.LoadLocation(zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		day := rapid.IntRange(0, 20*365).Draw(t, "day")
+		from := time.Date(2010, 1, 1+day, 12, 0, 0, 0, where)
+		at := from
+		for i := range 200 {
+			next := s.Next(at)
+			if between := at.Add(time.Duration(rapid.Int64Range(0, int64(next.Sub(at))-1).Draw(t, "between"))); !s.Next(between).Equal(next) {
+				t.Fatalf("after %s comes %s, after %s %s", at, next, between, s.Next(between))
+			}
+			first := 0
+			if hour < 12 || hour == 12 && minute == 0 {
+				first = 1
+			}
+			if want := time.Date(2010, 1, 1+day+first+i, 12, 0, 0, 0, where); next.In(where).YearDay() != want.YearDay() {
+				t.Fatalf("after %s comes %s, not on %s", at, next.In(where), want.Format(time.DateOnly))
+			}
+			at = next
+		}
+	})
 }
 
 // claims is a broker's memory of what was taken.
