@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -17,13 +18,16 @@ import (
 
 func serve(t *testing.T, b *bus.Bus, handle func(context.Context, []byte, *bus.Reply) error) (stop func()) {
 	t.Helper()
-	stop, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "walherd-test", Version: "0.0.1"}, slog.New(slog.DiscardHandler),
+	end, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "walherd-test", Version: "0.0.1", Alive: alive}, slog.New(slog.DiscardHandler),
 		bus.Endpoint{Name: "run", Subject: "walherd.api.test.run", Handle: handle})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return stop
+	return func() { end(t.Context()) }
 }
+
+// alive is how often the services of the tests say that they live.
+const alive = 500 * time.Millisecond
 
 func TestAnAnswerLargerThanAMessage(t *testing.T) {
 	t.Parallel()
@@ -106,23 +110,107 @@ func TestAnErrorAndAPanicAreAnswers(t *testing.T) {
 	}
 }
 
-// TestStopEndsWhatRuns: a handler that waits for ever ends with the service.
-func TestStopEndsWhatRuns(t *testing.T) {
+// TestStopWaitsForWhatRuns: a request that is being answered is answered to its
+// end, and no other is taken; past the limit of the drain it is ended.
+func TestStopWaitsForWhatRuns(t *testing.T) {
+	t.Parallel()
+	for _, patient := range []bool{true, false} {
+		t.Run(fmt.Sprint("patient ", patient), func(t *testing.T) {
+			t.Parallel()
+			b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
+			entered, finish := make(chan struct{}), make(chan struct{})
+			stop, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "walherd-test", Version: "0.0.1"}, slog.New(slog.DiscardHandler),
+				bus.Endpoint{Name: "run", Subject: "walherd.api.test.run", Handle: func(ctx context.Context, _ []byte, _ *bus.Reply) error {
+					close(entered)
+					select {
+					case <-finish:
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			answered := make(chan error, 1)
+			go func() { answered <- b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, nil) }()
+			<-entered
+			drain, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stopped := make(chan struct{})
+			go func() { defer close(stopped); stop(drain) }()
+			var answer *bus.AnswerError
+			for { // until the service is gone for others
+				err := b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, nil)
+				if errors.Is(err, bus.ErrNobody) {
+					break
+				}
+				if !errors.As(err, &answer) {
+					t.Fatalf("asked while it stops: %v", err)
+				}
+			}
+			select {
+			case err := <-answered:
+				t.Fatalf("the stop ended what ran: %v", err)
+			default:
+			}
+			if patient {
+				close(finish)
+			} else {
+				cancel()
+			}
+			if err := <-answered; patient && err != nil || !patient && !errors.As(err, &answer) {
+				t.Fatalf("got %v", err)
+			}
+			<-stopped
+		})
+	}
+}
+
+// TestAskNoticesADeath: an asker that would wait long for a silent service does
+// not wait long for a dead one.
+func TestAskNoticesADeath(t *testing.T) {
+	t.Parallel()
+	server := bustest.Broker(t, broker.Options{})
+	b, doomed := bustest.Connect(t, server), bustest.Connect(t, server)
+	stop := serve(t, doomed, func(ctx context.Context, _ []byte, r *bus.Reply) error {
+		if err := r.Write("stdout", []byte("half")); err != nil {
+			return err
+		}
+		doomed.Close() // all that a broker sees of a process that was killed
+		return nil
+	})
+	defer stop()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := b.Ask(ctx, "walherd.api.test.run", nil, 10*time.Minute, func(string, []byte) error { return nil })
+	if !errors.Is(err, bus.ErrUnavailable) || ctx.Err() != nil {
+		t.Fatalf("got %v, want ErrUnavailable", err)
+	}
+}
+
+// TestAskWaitsForTheSilent: work that says nothing for longer than an asker would
+// wait is waited for.
+func TestAskWaitsForTheSilent(t *testing.T) {
 	t.Parallel()
 	b := bustest.Connect(t, bustest.Broker(t, broker.Options{}))
-	entered := make(chan struct{})
-	stop := serve(t, b, func(ctx context.Context, _ []byte, _ *bus.Reply) error {
-		close(entered)
-		<-ctx.Done()
-		return ctx.Err()
+	stop := serve(t, b, func(ctx context.Context, _ []byte, r *bus.Reply) error {
+		select {
+		case <-time.After(7 * alive): // the work itself takes this long
+		case <-ctx.Done():
+		}
+		return r.Write("stdout", []byte("done"))
 	})
-	failed := make(chan error, 1)
-	go func() { failed <- b.Ask(t.Context(), "walherd.api.test.run", nil, 20*time.Second, nil) }()
-	<-entered
-	stop()
-	var answer *bus.AnswerError
-	if err := <-failed; !errors.As(err, &answer) {
-		t.Fatalf("got %v, want what the handler said", err)
+	defer stop()
+	var got []byte
+	if err := b.Ask(t.Context(), "walherd.api.test.run", nil, 5*alive, func(out string, data []byte) error {
+		if out != "stdout" {
+			t.Errorf("got a part of %q", out)
+		}
+		got = append(got, data...)
+		return nil
+	}); err != nil || string(got) != "done" {
+		t.Fatalf("got %q, %v", got, err)
 	}
 }
 
@@ -140,7 +228,7 @@ func TestAnswersGoToInboxesOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stop()
+	defer stop(t.Context())
 	heard := make(chan error, 1)
 	unhear, err := b.Listen(t.Context(), "walherd.run.test.x", func(m bus.Incoming) { heard <- m.Respond([]byte("yes")) })
 	if err != nil {

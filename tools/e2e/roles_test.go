@@ -116,7 +116,7 @@ func (f *natsFleet) refusals(t *testing.T) {
 				stop, err := b.Serve(t.Context(), bus.ServiceInfo{Name: "walherd-agent", Version: "0.0.0"}, slog.New(slog.DiscardHandler),
 					bus.Endpoint{Name: "push", Subject: messages.APISubject("main", "push")})
 				if err == nil {
-					stop()
+					stop(t.Context())
 				}
 				return err
 			}},

@@ -197,32 +197,41 @@ func (a *app) processName() string {
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
-// task is a function as a service: it runs until the drain begins.
+// task is a function as a service.
 type task struct {
 	service.Base
-	do func(ctx context.Context) error
+	do func(fetch, work context.Context) error
 }
 
+// newTask makes a service that ends when the drain begins.
 func newTask(name string, a *app, do func(ctx context.Context) error) *task {
-	return &task{do: func(ctx context.Context) error {
-		err := service.Catch(func() error { return do(ctx) })
-		if err != nil && ctx.Err() == nil {
+	return newWork(name, a, func(fetch, _ context.Context) error { return do(fetch) })
+}
+
+// newWork makes a service that takes no more work when fetch ends, and gives up
+// what it does when work ends.
+func newWork(name string, a *app, do func(fetch, work context.Context) error) *task {
+	return &task{do: func(fetch, work context.Context) error {
+		err := service.Catch(func() error { return do(fetch, work) })
+		if err != nil && fetch.Err() == nil {
 			a.log.Error(name+" has ended", telemetry.KeyError, err)
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if work.Err() != nil {
+			return err
 		}
 		return nil
 	}}
 }
 
 // Start implements service.Service.
-func (t *task) Start(ctx context.Context) error {
-	return t.Launch(ctx, nil, func(fetch, _ context.Context) error { return t.do(fetch) })
-}
+func (t *task) Start(ctx context.Context) error { return t.Launch(ctx, nil, t.do) }
 
-// offer answers requests as a NATS service while the process lives.
+// offer answers requests as a NATS service while the process lives. The drain
+// finishes those that run: a backup that somebody asked for takes its time.
 func (a *app) offer(f *fleet, name, what string, endpoints ...bus.Endpoint) service.Service {
-	return newTask(name, a, func(ctx context.Context) error {
-		stop, err := f.bus.Serve(ctx, bus.ServiceInfo{
+	return newWork(name, a, func(fetch, work context.Context) error {
+		stop, err := f.bus.Serve(work, bus.ServiceInfo{
 			Name: name, Version: semver(version), Description: what,
 			Metadata: map[string]string{
 				"cluster": string(f.cluster), "name": a.processName(), "version": version,
@@ -232,8 +241,11 @@ func (a *app) offer(f *fleet, name, what string, endpoints ...bus.Endpoint) serv
 		if err != nil {
 			return err
 		}
-		defer stop()
-		<-ctx.Done()
+		<-fetch.Done()
+		stop(work)
+		if work.Err() != nil {
+			return service.ErrAborted
+		}
 		return nil
 	})
 }
