@@ -35,7 +35,12 @@ type Bus struct {
 	// streams keeps handles by name: opening one costs a round trip.
 	streams sync.Map
 	denials denials
+	back    chan struct{}
 }
+
+// Back yields after the connection was lost and is there again, once for any
+// number of times. It is for one receiver.
+func (b *Bus) Back() <-chan struct{} { return b.back }
 
 func (b *Bus) stream(ctx context.Context, name string) (jetstream.Stream, error) {
 	if s, ok := b.streams.Load(name); ok {

@@ -68,7 +68,7 @@ var ErrDenied = errors.New("the message broker does not allow this")
 
 // Connect dials the broker. The caller closes the bus.
 func Connect(ctx context.Context, opt Options) (*Bus, error) {
-	b := &Bus{log: cmp.Or(opt.Logger, slog.New(slog.DiscardHandler))}
+	b := &Bus{log: cmp.Or(opt.Logger, slog.New(slog.DiscardHandler)), back: make(chan struct{}, 1)}
 	options, err := b.natsOptions(ctx, opt)
 	if err != nil {
 		return nil, err
@@ -134,6 +134,10 @@ func (b *Bus) natsOptions(ctx context.Context, opt Options) ([]nats.Option, erro
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			b.denials.hear()
 			b.log.Info("message broker is back", "url", nc.ConnectedUrlRedacted())
+			select {
+			case b.back <- struct{}{}:
+			default: // nobody has looked since the last time
+			}
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if subject, ok := deniedSubject(err); ok && b.denials.refuse(subject) {

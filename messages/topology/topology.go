@@ -214,15 +214,36 @@ func (d Difference) String() string {
 // differences of those that exist. An unsafe difference is an error (ErrDrift)
 // as well.
 func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) {
-	if _, err := messages.ParseCluster(string(cfg.Cluster)); err != nil {
+	_, diffs, err := build(ctx, admin, cfg)
+	if err != nil {
 		return nil, err
 	}
+	for _, d := range diffs {
+		if d.Unsafe {
+			return diffs, fmt.Errorf("%w: %s; remove it while it is empty and walherd will make it anew", ErrDrift, d)
+		}
+	}
+	return diffs, nil
+}
+
+// Repair creates what a broker has lost since Ensure, and names the streams that
+// it made, with an error too. A broker of one node forgets streams in memory
+// whenever it is started, and one whose store is gone has nothing at all.
+func Repair(ctx context.Context, admin Admin, cfg Config) (made []string, err error) {
+	made, _, err = build(ctx, admin, cfg)
+	return made, err
+}
+
+// build creates what is missing; made are the streams among it.
+func build(ctx context.Context, admin Admin, cfg Config) (made []string, diffs []Difference, err error) {
+	if _, err := messages.ParseCluster(string(cfg.Cluster)); err != nil {
+		return nil, nil, err
+	}
 	cfg = cfg.withDefaults()
-	var diffs []Difference
 	// A command of its own has nobody to share a right with.
 	if !cfg.Embedded {
 		if err := admin.CreateLeases(ctx, cfg.Replicas, cfg.InMemory); err != nil {
-			return nil, fmt.Errorf("create the bucket of leases: %w", err)
+			return nil, nil, fmt.Errorf("create the bucket of leases: %w", err)
 		}
 	}
 	for _, want := range cfg.Streams() {
@@ -234,14 +255,15 @@ func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) 
 		}
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("look up stream %s: %w", want.Name, err)
+			return made, nil, fmt.Errorf("look up stream %s: %w", want.Name, err)
 		case ok:
 			diffs = append(diffs, streamDrift(got, want)...)
 			continue
 		}
 		if err := admin.CreateStream(ctx, want); err != nil {
-			return nil, fmt.Errorf("create stream %s: %w", want.Name, err)
+			return made, nil, fmt.Errorf("create stream %s: %w", want.Name, err)
 		}
+		made = append(made, want.Name)
 	}
 	for _, want := range cfg.Consumers() {
 		var got Consumer
@@ -251,21 +273,16 @@ func Ensure(ctx context.Context, admin Admin, cfg Config) ([]Difference, error) 
 		}
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("look up consumer %s of %s: %w", want.Name, want.Stream, err)
+			return made, nil, fmt.Errorf("look up consumer %s of %s: %w", want.Name, want.Stream, err)
 		case ok:
 			diffs = append(diffs, consumerDrift(got, want)...)
 			continue
 		}
 		if err := admin.CreateConsumer(ctx, want); err != nil {
-			return nil, fmt.Errorf("create consumer %s of %s: %w", want.Name, want.Stream, err)
+			return made, nil, fmt.Errorf("create consumer %s of %s: %w", want.Name, want.Stream, err)
 		}
 	}
-	for _, d := range diffs {
-		if d.Unsafe {
-			return diffs, fmt.Errorf("%w: %s; remove it while it is empty and walherd will make it anew", ErrDrift, d)
-		}
-	}
-	return diffs, nil
+	return made, diffs, nil
 }
 
 func streamDrift(got, want Stream) []Difference {

@@ -416,6 +416,10 @@ func TestServe(t *testing.T) {
 	if again := childOf(t, cmd.Process.Pid); again == broker {
 		t.Fatal("the broker was not replaced")
 	}
+	// What the broker had in memory is made anew, or no backup could be taken.
+	if r := b.run(short, "backup-push", b.c.DataDir()); r.code != 0 {
+		t.Fatalf("backup-push over the new broker: %+v", r)
+	}
 	await(t, "serve to be ready again", func() bool { code, _ := get(t, "http://"+health+"/readyz"); return code == 200 })
 
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {

@@ -63,12 +63,16 @@ func (a *app) agent() *cobra.Command {
 				return err
 			}
 			defer g.close()
-			return a.live(ctx, drain, f, nil, g.services...)
+			return a.live(ctx, drain, f, nil, append(g.services, a.refurnish(f, agentPatience))...)
 		},
 	}
 	cmd.Flags().DurationVar(&drain, "drain", 30*time.Second, "how long running requests may take to finish after SIGTERM")
 	return cmd
 }
+
+// agentPatience is how long an agent leaves it to the workers to set a broker up
+// anew that lost its store.
+const agentPatience = 10 * time.Second
 
 // agentSet is what a process on a database host consists of.
 type agentSet struct {

@@ -138,11 +138,7 @@ func (a *app) ensure(ctx context.Context, b *bus.Bus, cluster messages.Cluster, 
 			return nil
 		}
 	}
-	diffs, err := topology.Ensure(ctx, b, topology.Config{
-		Cluster: cluster, Replicas: a.set.Walherd.Replicas,
-		AckWait:     a.set.Walherd.AckWait,
-		MaxWALBytes: int64(a.set.Walherd.MaxWALBytes), MaxChunkBytes: int64(a.set.Walherd.MaxChunkBytes),
-	})
+	diffs, err := topology.Ensure(ctx, b, a.topology(cluster))
 	for _, d := range diffs {
 		a.log.Warn("broker set-up differs", "difference", d)
 	}
@@ -150,6 +146,15 @@ func (a *app) ensure(ctx context.Context, b *bus.Bus, cluster messages.Cluster, 
 		return fmt.Errorf("%w; run `%s queue setup` as a user who may create streams", err, a.name)
 	}
 	return err
+}
+
+// topology is what the settings want of a broker elsewhere.
+func (a *app) topology(cluster messages.Cluster) topology.Config {
+	w := &a.set.Walherd
+	return topology.Config{
+		Cluster: cluster, Replicas: w.Replicas, AckWait: w.AckWait,
+		MaxWALBytes: int64(w.MaxWALBytes), MaxChunkBytes: int64(w.MaxChunkBytes),
+	}
 }
 
 // startWorkers runs the pools for the given kinds in this process. A WAL file

@@ -93,6 +93,7 @@ func (w *workerSet) services() []service.Service {
 	all := []service.Service{
 		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster), a.marking(w.fleet.cluster)),
 		newTask("sweep", a, func(ctx context.Context) error { return a.sweep(ctx, w.fleet) }),
+		a.refurnish(w.fleet, 0),
 	}
 	if w.retention != nil {
 		all = append(all, w.retention)
