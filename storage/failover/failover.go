@@ -314,6 +314,27 @@ func (s *Set) choose(ctx context.Context, target string, first bool) ([]Member, 
 	return chosen, nil
 }
 
+// Try checks the storages that target names now, whatever is known of them and
+// whether or not Options.Check is set, and learns nothing from it. It is nil if
+// one of them can be used, and else fails as Writer does.
+func (s *Set) Try(ctx context.Context, target string) error {
+	among, err := s.named(target)
+	if err != nil {
+		return err
+	}
+	var reasons []string
+	for _, m := range among {
+		limited, cancel := context.WithTimeout(ctx, s.opt.Timeout)
+		err := s.try(limited, m)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		reasons = append(reasons, fmt.Sprintf("%s: %v", m.Name, err))
+	}
+	return fmt.Errorf("%w: %s", ErrNoneAlive, strings.Join(reasons, ", "))
+}
+
 func (s *Set) named(target string) ([]*member, error) {
 	if target == "" || strings.EqualFold(target, All) {
 		return s.members, nil

@@ -2,12 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bustest"
+	"github.com/walherd/walherd/producer/pgtest"
 )
 
 // TestAgentDrainsABackup: SIGTERM lets an agent finish the backup that somebody
@@ -71,5 +73,66 @@ func TestBrokerComesBackEmpty(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(f.mustAsk(nil, "status", "--json")), &state); err != nil || len(state.Streams) == 0 {
 		t.Fatalf("status: %+v, %v", state, err)
+	}
+}
+
+// TestWorkerWithoutRights: of two workers one's storage refuses everything. It
+// fails at once what the other could do, so it must leave that to the other, and
+// not be ready; nothing is given up. Alone, it says why nothing can be stored.
+func TestWorkerWithoutRights(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	// Nothing but what the test pushes.
+	f.c.SQL("ALTER SYSTEM SET archive_command = 'true'")
+	f.c.SQL("SELECT pg_reload_conf()")
+	closed := pgtest.TempDir(t)
+	mode := func(m os.FileMode) {
+		if err := os.Chmod(closed, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mode(0o555)
+	t.Cleanup(func() { _ = os.Chmod(closed, 0o755) })
+	health := freeAddress(t)
+	ready := func() int { code, _ := get(t, "http://"+health+"/readyz"); return code }
+	_, log := f.background("the bad worker", []string{"WALG_FILE_PREFIX=" + closed, "WALHERD_HEALTH_LISTEN=" + health}, "taking jobs", "worker")
+	if code := ready(); code != 200 {
+		t.Fatalf("not ready before it tried anything: %d", code)
+	}
+	var letters []struct{ Object string }
+	given := func() int {
+		if err := json.Unmarshal([]byte(f.mustAsk(nil, "deadletter", "ls", "--json")), &letters); err != nil {
+			t.Fatal(err)
+		}
+		return len(letters)
+	}
+	// Nobody else can do it: the push must not wait for minutes to hear so.
+	if _, stderr, code := f.ask(nil, "wal-push", segmentFile(t, f.bench)); code != 1 || !strings.Contains(stderr, "permission denied") {
+		t.Fatalf("pushed by a worker that cannot store: exit code %d, %s", code, stderr)
+	}
+	alone := given()
+	await(t, "the bad worker not to be ready", func() bool { return ready() == 503 })
+
+	good, _ := f.worker("good")
+	for range 10 {
+		if _, stderr, code := f.ask(nil, "wal-push", segmentFile(t, f.bench)); code != 0 {
+			t.Fatalf("wal-push: exit code %d, %s\nthe bad worker: %s", code, stderr, log.String())
+		}
+	}
+	f.mustAsk(nil, "backup-push", f.c.DataDir())
+	if n := given(); n != alone {
+		t.Fatalf("%d jobs were given up beside a worker that could do them: %v", n-alone, letters)
+	}
+	if !strings.Contains(log.String(), "taking no more jobs") {
+		t.Fatalf("the bad worker: %s", log.String())
+	}
+
+	if err := good.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	mode(0o755)
+	await(t, "the worker to be ready when it may write", func() bool { return ready() == 200 })
+	if _, stderr, code := f.ask(nil, "wal-push", segmentFile(t, f.bench)); code != 0 {
+		t.Fatalf("wal-push: exit code %d, %s", code, stderr)
 	}
 }

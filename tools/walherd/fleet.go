@@ -38,6 +38,7 @@ type fleet struct {
 	storages *storages         // nil where other processes work
 	workers  *runner.Runner    // nil where other processes work
 	maps     *changemap.Keeper // nil without WALG_USE_WAL_DELTA
+	gate     *runner.Gate      // nil in a command
 	backups  string            // the storage this process stores backups in
 }
 
@@ -201,7 +202,7 @@ func (a *app) startWorkers(ctx context.Context, f *fleet, backups, wal *storages
 	f.workers = runner.New(runner.Options{
 		Bus: f.bus, Worker: a.processName(), Logger: a.log, Tracer: a.tracer, Cluster: f.cluster,
 		Heartbeat: a.set.Walherd.AckWait / 3, Tries: a.set.Walherd.JobTries,
-		DeadLetters: f.embedded == nil,
+		DeadLetters: f.embedded == nil, Gate: f.gate,
 	}, pools...)
 	// Workers outlive an interrupt of the command, so that it can wait for
 	// what it published to be given up in order.

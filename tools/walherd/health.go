@@ -18,6 +18,7 @@ import (
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/topology"
+	"github.com/walherd/walherd/workers/runner"
 )
 
 // health tells an orchestrator over HTTP how this process is.
@@ -35,6 +36,8 @@ type health struct {
 	bus     *bus.Bus
 	// storages, if the process uses any, must have one that takes writes.
 	storages *storages
+	// gate, of a process that works, must not know that it cannot.
+	gate *runner.Gate
 
 	listener net.Listener
 }
@@ -102,6 +105,9 @@ func (h *health) ready(w http.ResponseWriter, r *http.Request) {
 func (h *health) check(ctx context.Context) error {
 	if _, err := h.bus.Last(ctx, topology.StreamEvent, messages.EventSubject(h.cluster, messages.WorkerJoined)); err != nil && !errors.Is(err, bus.ErrNoMessage) {
 		return fmt.Errorf("broker: %w", err)
+	}
+	if err := h.gate.Unfit(); err != nil {
+		return fmt.Errorf("storage: %w", err)
 	}
 	if h.storages == nil {
 		return nil

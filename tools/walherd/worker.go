@@ -84,6 +84,7 @@ func (a *app) openWorker(ctx context.Context) (w *workerSet, err error) {
 	if w.retention, err = a.retention(w.fleet); err != nil {
 		return w, err
 	}
+	w.fleet.gate = a.gate(w.fleet, w.wal)
 	return w, a.startWorkers(ctx, w.fleet, w.backups, w.wal, messages.Kinds())
 }
 
@@ -94,6 +95,7 @@ func (w *workerSet) services() []service.Service {
 		a.offer(w.fleet, serviceWorker, "stores WAL and backups", a.answering(w.fleet.cluster), a.marking(w.fleet.cluster)),
 		newTask("sweep", a, func(ctx context.Context) error { return a.sweep(ctx, w.fleet) }),
 		a.refurnish(w.fleet, 0),
+		a.fitness(w.fleet),
 	}
 	if w.retention != nil {
 		all = append(all, w.retention)
@@ -265,7 +267,7 @@ func semver(v string) string {
 // stores, unless nil, must take writes for the process to be ready.
 func (a *app) live(ctx context.Context, limit time.Duration, f *fleet, stores *storages, services ...service.Service) error {
 	if addr := a.set.Walherd.HealthListen; addr != "" {
-		services = append(services, &health{addr: addr, app: a, cluster: f.cluster, bus: f.bus, storages: stores})
+		services = append(services, &health{addr: addr, app: a, cluster: f.cluster, bus: f.bus, storages: stores, gate: f.gate})
 	}
 	// The services outlive the signal: it begins their drain.
 	living := context.WithoutCancel(ctx)

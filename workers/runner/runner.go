@@ -8,11 +8,6 @@
 // may be what killed them. Only a Keeper's jobs are not given up for that.
 // Slots of one kind are never taken by another kind, so a base backup cannot
 // delay WAL.
-//
-// A store that refuses for good (storage.ErrPermanent) may refuse this worker
-// alone, for a wrong key. Such a job is handed to others before it is given up,
-// and the worker takes no further ones for a while: it fails at once, and would
-// get most of the queue.
 package runner
 
 import (
@@ -33,7 +28,6 @@ import (
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/topology"
-	"github.com/walherd/walherd/storage"
 )
 
 // Job is one job handed to a Handler.
@@ -90,6 +84,8 @@ type Options struct {
 	// DeadLetters keeps a copy of every job that is given up. A command that
 	// works its own jobs reports them itself.
 	DeadLetters bool
+	// Gate, unless nil, keeps this worker from jobs that only others can do.
+	Gate *Gate
 }
 
 // Runner runs pools. It is a service.Service: Stop takes no more jobs and waits
@@ -98,12 +94,6 @@ type Runner struct {
 	service.Base
 	opt   Options
 	pools []Pool
-
-	mu      sync.Mutex
-	refused int                // jobs in a row
-	rest    time.Time          // when to take jobs again
-	cease   context.CancelFunc // ends all that slots wait for
-	taking  context.Context
 }
 
 var _ service.Service = (*Runner)(nil)
@@ -153,9 +143,11 @@ func (r *Runner) announce(ctx context.Context, what messages.EventName) {
 // slot takes jobs one after the other.
 func (r *Runner) slot(fetch, work context.Context, p Pool) {
 	for fails := 1; ; fails++ {
-		taking := r.rested(fetch)
-		d, err := r.opt.Bus.Next(taking, topology.StreamWork, messages.WorkConsumer(p.Kind, r.opt.Cluster))
-		if taking.Err() != nil {
+		inside, leave := r.opt.Gate.enter(fetch)
+		d, err := r.opt.Bus.Next(inside, topology.StreamWork, messages.WorkConsumer(p.Kind, r.opt.Cluster))
+		outside := inside.Err() != nil
+		leave()
+		if outside {
 			if d != nil {
 				_ = d.GiveBack() // else it comes back after the ack wait
 			}
@@ -176,53 +168,6 @@ func (r *Runner) slot(fetch, work context.Context, p Pool) {
 		}
 		fails = 0
 		r.run(work, p, d)
-	}
-}
-
-// refusals is how often a job is tried in all that stores refuse.
-const refusals = 3
-
-// allowed notes whether the store did the job, and gives a job that it refused to
-// others: sooner than this worker takes one again.
-func (r *Runner) allowed(d *bus.Delivery, outcome error) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.opt.DeadLetters || !errors.Is(outcome, storage.ErrPermanent) {
-		if outcome == nil {
-			r.refused = 0
-		}
-		return outcome
-	}
-	r.refused++
-	pause := bus.Backoff(r.refused + 1)
-	r.rest = time.Now().Add(pause)
-	r.cease()
-	r.opt.Logger.Error("the storage refuses this worker's jobs, it takes no more for a while", "pause", pause, telemetry.KeyError, outcome)
-	var reject *bus.RejectError
-	if errors.As(outcome, &reject) && d.Attempt < refusals {
-		return bus.Retry(bus.Backoff(d.Attempt), reject.Err)
-	}
-	return outcome
-}
-
-// rested waits until the worker may take jobs, and gives for how long it may.
-func (r *Runner) rested(fetch context.Context) context.Context {
-	for {
-		r.mu.Lock()
-		left := time.Until(r.rest)
-		if left <= 0 || fetch.Err() != nil {
-			if r.taking == nil || r.taking.Err() != nil {
-				r.taking, r.cease = context.WithCancel(fetch)
-			}
-			taking := r.taking
-			r.mu.Unlock()
-			return taking
-		}
-		r.mu.Unlock()
-		select {
-		case <-time.After(left):
-		case <-fetch.Done():
-		}
 	}
 }
 
@@ -247,7 +192,7 @@ func (r *Runner) run(work context.Context, p Pool, d *bus.Delivery) {
 		if keeper, ok := p.Handler.(Keeper); d.Attempt > r.opt.Tries && !(ok && keeper.Keep(job)) {
 			return bus.Reject(fmt.Errorf("handed out %d times: %w", d.Attempt-1, ErrUnfinished))
 		}
-		return r.allowed(d, r.handle(ctx, p.Handler, job, d))
+		return r.handle(ctx, p.Handler, job, d)
 	}()
 
 	if outcome != nil && work.Err() != nil {
@@ -313,7 +258,7 @@ func (r *Runner) handle(ctx context.Context, h Handler, job Job, d *bus.Delivery
 		r.opt.Logger.Error("job handler panicked", telemetry.KeyKind, job.Kind, "panic", p.Value, "stack", string(p.Stack))
 		return fmt.Errorf("handler panicked: %v", p.Value)
 	}
-	return err
+	return r.opt.Gate.outcome(ctx, err)
 }
 
 // PublishEvent publishes a fact. Event fields Version and At are filled in.

@@ -20,7 +20,6 @@ import (
 	"github.com/walherd/walherd/messages/bustest"
 	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/topology"
-	"github.com/walherd/walherd/storage"
 	"github.com/walherd/walherd/workers/runner"
 )
 
@@ -266,42 +265,6 @@ func TestJobThatNoWorkerEnds(t *testing.T) {
 				t.Fatalf("%d jobs are left in the queue", n)
 			}
 		})
-	}
-}
-
-// TestRefusedWorkerLetsOthersTry: a worker with a wrong key to the store fails
-// faster than the others work, and must not fail all jobs for them.
-func TestRefusedWorkerLetsOthersTry(t *testing.T) {
-	t.Parallel()
-	refuse := func(context.Context, runner.Job) error {
-		return bus.Reject(fmt.Errorf("put: %w", storage.ErrPermanent))
-	}
-	b := setup(t, refuse)
-	b.publish(t, nil)
-	if s := b.next(t); s.final || !errors.Is(s.outcome, storage.ErrPermanent) {
-		t.Fatalf("the first refusal: %+v", s)
-	}
-	h := &handler{do: func(context.Context, runner.Job) error { return nil }, told: make(chan settled, 10)}
-	good := runner.New(runner.Options{Bus: b.bus, Worker: "w2", Tracer: noop.NewTracerProvider().Tracer(""), Cluster: "test", DeadLetters: true},
-		runner.Pool{Kind: messages.KindArchive, Slots: 1, Handler: h})
-	if err := good.Start(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if s := <-h.told; s.outcome != nil || s.attempt != 2 {
-		t.Fatalf("the other worker: %+v", s)
-	}
-	if err := good.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	// Where all refuse, the job is given up.
-	b.publish(t, nil)
-	for attempt := 1; attempt <= 3; attempt++ {
-		if s := b.next(t); s.attempt != attempt || s.final != (attempt == 3) {
-			t.Fatalf("alone: %+v", s)
-		}
-	}
-	if l := b.deadLetter(t); !strings.Contains(l.Reason, "permanent storage error") {
-		t.Fatalf("the letter is %+v", l)
 	}
 }
 
