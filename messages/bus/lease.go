@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,8 +34,13 @@ type Lease struct {
 
 	b      *Bus
 	holder string
-	ttl    time.Duration
+	// token is this holding's own: holders of one name are told apart by it.
+	token string
+	ttl   time.Duration
 }
+
+// headerLease carries the token.
+const headerLease = "Walherd-Lease"
 
 // LeaseTTL is how long a lease lasts without renewal. The broker's clock
 // counts, and an election of its own takes up to 9 s.
@@ -52,14 +58,15 @@ func (b *Bus) Acquire(ctx context.Context, key, holder string, ttl time.Duration
 	}
 	// A compare-and-set by the stream's leader; a lease that was released left a
 	// marker in its place.
-	rev, err := b.putLease(ctx, key, holder, 0, ttl)
+	l := &Lease{Key: key, b: b, holder: holder, token: rand.Text(), ttl: ttl}
+	err := l.put(ctx, 0)
 	if overtaken(err) {
-		var who string
-		if who, rev, err = b.lease(ctx, key); err == nil && who != "" {
+		var last word
+		if last, err = b.lease(ctx, key); err == nil && last.holder != "" {
 			return nil, fmt.Errorf("acquire lease %s: %w", key, ErrHeld)
 		}
 		if err == nil {
-			rev, err = b.putLease(ctx, key, holder, rev, ttl)
+			err = l.put(ctx, last.rev)
 		}
 	}
 	switch {
@@ -68,24 +75,25 @@ func (b *Bus) Acquire(ctx context.Context, key, holder string, ttl time.Duration
 	case err != nil:
 		return nil, fmt.Errorf("acquire lease %s: %w", key, adminError(err))
 	}
-	return &Lease{Key: key, Revision: rev, b: b, holder: holder, ttl: ttl}, nil
+	return l, nil
 }
 
-// putLease writes a lease if the last word on it has the number rev. The
-// library's Update drops the time to live and would make the lease last for
-// ever.
-func (b *Bus) putLease(ctx context.Context, key, holder string, rev uint64, ttl time.Duration) (uint64, error) {
-	m := &nats.Msg{Subject: leaseSubject + key, Data: []byte(holder), Header: nats.Header{
+// put writes the lease if the last word on it has the number rev. The library's
+// Update drops the time to live and would make the lease last for ever.
+func (l *Lease) put(ctx context.Context, rev uint64) error {
+	m := &nats.Msg{Subject: leaseSubject + l.Key, Data: []byte(l.holder), Header: nats.Header{
 		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(rev, 10)},
-		jetstream.MsgTTLHeader:              {ttl.String()},
+		jetstream.MsgTTLHeader:              {l.ttl.String()},
+		headerLease:                         {l.token},
 	}}
-	watched, stop := b.denials.watch(ctx, m.Subject)
+	watched, stop := l.b.denials.watch(ctx, m.Subject)
 	defer stop()
-	ack, err := b.js.PublishMsg(watched, m)
+	ack, err := l.b.js.PublishMsg(watched, m)
 	if err != nil {
-		return 0, ended(watched, err)
+		return ended(watched, err)
 	}
-	return ack.Sequence, nil
+	l.Revision = ack.Sequence
+	return nil
 }
 
 // Holder tells who holds a lease now; "" nobody.
@@ -93,47 +101,62 @@ func (b *Bus) Holder(ctx context.Context, key string) (string, error) {
 	if _, err := b.leases(ctx); err != nil {
 		return "", err
 	}
-	who, _, err := b.lease(ctx, key)
+	last, err := b.lease(ctx, key)
 	if err != nil {
 		return "", fmt.Errorf("look at lease %s: %w", key, adminError(err))
 	}
-	return who, nil
+	return last.holder, nil
 }
 
-// lease reads the last word on a lease: who is "" if nobody holds it, rev 0 if
-// there is none. The library would ask for the bare message (DIRECT.GET), which
+// word is the last word on a lease: holder is "" if nobody holds it, rev 0 if
+// there is none.
+type word struct {
+	holder, token string
+	rev           uint64
+}
+
+// lease reads the last word on a lease. The library would ask for the bare message (DIRECT.GET), which
 // a broker sends wherever the asker wants: with the right to do that goes the
 // right to publish anything as anybody.
-func (b *Bus) lease(ctx context.Context, key string) (who string, rev uint64, err error) {
+func (b *Bus) lease(ctx context.Context, key string) (word, error) {
 	ask, err := json.Marshal(map[string]string{"last_by_subj": leaseSubject + key})
 	if err != nil {
-		return "", 0, err
+		return word{}, err
 	}
 	subject := apiGet + "KV_" + LeaseBucket
 	watched, stop := b.denials.watch(ctx, subject)
 	defer stop()
 	m, err := b.nc.RequestMsgWithContext(watched, &nats.Msg{Subject: subject, Data: ask})
 	if err != nil {
-		return "", 0, ended(watched, err)
+		return word{}, ended(watched, err)
 	}
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message struct {
 			Seq  uint64 `json:"seq"`
 			Data []byte `json:"data"`
+			Hdrs []byte `json:"hdrs"`
 		} `json:"message"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return "", 0, fmt.Errorf("unreadable answer: %w", err)
+		return word{}, fmt.Errorf("unreadable answer: %w", err)
 	}
 	switch {
 	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return "", 0, nil
+		return word{}, nil
 	case answer.Error != nil:
-		return "", 0, answer.Error
+		return word{}, answer.Error
 	}
 	// A marker (released, or run out) holds nothing; a holder has a name.
-	return string(answer.Message.Data), answer.Message.Seq, nil
+	out := word{holder: string(answer.Message.Data), rev: answer.Message.Seq}
+	if len(answer.Message.Hdrs) > 0 {
+		h, err := nats.DecodeHeadersMsg(answer.Message.Hdrs)
+		if err != nil {
+			return word{}, fmt.Errorf("unreadable answer: %w", err)
+		}
+		out.token = h.Get(headerLease)
+	}
+	return out, nil
 }
 
 // leases opens the bucket, and makes it where it is missing.
@@ -180,14 +203,23 @@ func (b *Bus) CreateLeases(ctx context.Context, replicas int, inMemory bool) err
 // Renew starts the lease's time anew; ErrLost when it is somebody else's, or
 // ran out.
 func (l *Lease) Renew(ctx context.Context) error {
-	rev, err := l.b.putLease(ctx, l.Key, l.holder, l.Revision, l.ttl)
+	err := l.put(ctx, l.Revision)
+	if overtaken(err) {
+		// By this holder itself, if the answer to its last word was lost.
+		last, lerr := l.b.lease(ctx, l.Key)
+		switch {
+		case lerr != nil:
+			err = lerr
+		case last.holder != "" && last.token == l.token:
+			err = l.put(ctx, last.rev)
+		}
+	}
 	switch {
 	case overtaken(err):
 		return fmt.Errorf("renew lease %s: %w", l.Key, ErrLost)
 	case err != nil:
 		return fmt.Errorf("renew lease %s: %w", l.Key, adminError(err))
 	}
-	l.Revision = rev
 	return nil
 }
 
@@ -240,7 +272,7 @@ func (l *Lease) Keep(ctx context.Context, work func(ctx context.Context) error) 
 		again, err := l.b.Acquire(ctx, l.Key, l.holder, l.ttl)
 		switch {
 		case err == nil:
-			l.Revision = again.Revision
+			l.Revision, l.token = again.Revision, again.token
 		case errors.Is(err, ErrHeld):
 			return fmt.Errorf("%w: %w", ErrLost, err)
 		}

@@ -76,6 +76,33 @@ func TestALeaseRunsOutThoughRenewed(t *testing.T) {
 	}
 }
 
+// steal has another process of the same name take a lease, as if it had run out.
+func steal(ctx context.Context, b *bus.Bus, l *bus.Lease) error {
+	if err := l.Release(ctx); err != nil {
+		return err
+	}
+	_, err := b.Acquire(ctx, l.Key, "one", 0)
+	return err
+}
+
+// TestRenewalWhoseAnswerWasLost: the broker has it, the holder does not know. It
+// is still this holder's, and what is done under it goes on.
+func TestRenewalWhoseAnswerWasLost(t *testing.T) {
+	t.Parallel()
+	b := bustest.New(t, topology.Config{})
+	l, err := b.Acquire(t.Context(), "main.x", "one", 3*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unheard := *l
+	if err := unheard.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Renew(t.Context()); err != nil || l.Revision <= unheard.Revision {
+		t.Fatalf("renewed to revision %d after %d: %v", l.Revision, unheard.Revision, err)
+	}
+}
+
 // TestHoldEndsTheWorkOfALostLease: what is done under a lease that somebody
 // else took is told to stop.
 func TestHoldEndsTheWorkOfALostLease(t *testing.T) {
@@ -85,9 +112,9 @@ func TestHoldEndsTheWorkOfALostLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	thief := *l
+	gone := *l
 	err = l.Hold(t.Context(), func(ctx context.Context) error {
-		if err := thief.Renew(ctx); err != nil {
+		if err := steal(ctx, b, &gone); err != nil {
 			return err
 		}
 		<-ctx.Done()
@@ -127,9 +154,9 @@ func TestKeepOutlivesALease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	thief := *l
+	gone = *l
 	err = l.Keep(t.Context(), func(ctx context.Context) error {
-		if err := thief.Renew(ctx); err != nil {
+		if err := steal(ctx, b, &gone); err != nil {
 			return err
 		}
 		<-ctx.Done()
