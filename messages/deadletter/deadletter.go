@@ -218,8 +218,8 @@ func object(data []byte) string {
 // Acknowledged reports whether the letter is about a WAL file that PostgreSQL
 // was told is archived.
 func (l Letter) Acknowledged() bool {
-	job, ok := l.archive()
-	return ok && job.Acknowledged
+	_, ok := l.Archive()
+	return ok
 }
 
 // Transfer is where the queued bytes are that another try at the letter's job
@@ -239,10 +239,17 @@ func (l Letter) Transfer() string {
 		_ = json.Unmarshal(l.Data, &job) // what has no ID there has no bytes that could be found
 		return job.Body.Bytes.ID
 	}
-	if job, ok := l.archive(); ok && job.Acknowledged {
+	if job, ok := l.Archive(); ok {
 		return job.Bytes.ID
 	}
 	return ""
+}
+
+// Archive is the job of a letter about a WAL file that PostgreSQL was told is
+// archived, whose bytes the queue still holds for another try.
+func (l Letter) Archive() (job messages.ArchiveJob, ok bool) {
+	job, ok = l.archive()
+	return job, ok && job.Acknowledged
 }
 
 func (l Letter) archive() (job messages.ArchiveJob, ok bool) {

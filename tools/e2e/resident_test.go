@@ -3,12 +3,18 @@ package e2e
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/broker"
+	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/bustest"
+	"github.com/walherd/walherd/messages/topology"
+	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/producer/pgtest"
 )
 
@@ -134,5 +140,50 @@ func TestWorkerWithoutRights(t *testing.T) {
 	await(t, "the worker to be ready when it may write", func() bool { return ready() == 200 })
 	if _, stderr, code := f.ask(nil, "wal-push", segmentFile(t, f.bench)); code != 0 {
 		t.Fatalf("wal-push: exit code %d, %s", code, stderr)
+	}
+}
+
+// TestFetchOfAGivenUpFile: WAL that PostgreSQL was told is archived, and whose job
+// was given up, is recovered from the bytes that the queue keeps for it.
+func TestFetchOfAGivenUpFile(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	segment := segmentFile(t, f.bench)
+	push, out := f.producer(t.Context(), []string{"WALHERD_WAL_PUSH_TIMEOUT=2s"}, "wal-push", segment)
+	if err := push.Run(); err == nil {
+		t.Fatalf("archived by nobody: %s", out.String())
+	}
+	b, err := bus.Connect(t.Context(), bus.Options{URL: f.url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	name := filepath.Base(segment)
+	var jobs []transit.Queued
+	if err := transit.PendingArchives(t.Context(), b, "default", func(q transit.Queued) { jobs = append(jobs, q) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range jobs {
+		if err := b.Remove(t.Context(), topology.StreamWork, q.Seq); err != nil {
+			t.Fatal(err)
+		}
+		q.Acknowledged = true
+		letter, err := messages.Encode(messages.KindArchive, "default", time.Now(), q.ArchiveJob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Publish(t.Context(), messages.DeadSubject("default", messages.KindArchive), nil, letter); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := filepath.Join(pgtest.TempDir(t), "RECOVERYXLOG")
+	if r := f.run(nil, "wal-fetch", name, to); r.code != 0 {
+		t.Fatalf("fetch: %+v", r)
+	}
+	if _, err := f.c.Command(t.Context(), "cmp", segment, to).CombinedOutput(); err != nil {
+		t.Fatalf("another content: %v", err)
+	}
+	if r := f.run(nil, "wal-fetch", "0000000100000000000000FF", to+"2"); r.code != 74 {
+		t.Fatalf("a file that is nowhere: %+v", r)
 	}
 }

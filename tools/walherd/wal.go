@@ -24,6 +24,7 @@ import (
 	"github.com/walherd/walherd/engine/wal"
 	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
+	"github.com/walherd/walherd/messages/deadletter"
 	"github.com/walherd/walherd/messages/topology"
 	"github.com/walherd/walherd/messages/transit"
 	"github.com/walherd/walherd/storage"
@@ -191,6 +192,9 @@ func (a *app) copyQueued(ctx context.Context, name string, w io.Writer) (found b
 	}
 	defer b.Close()
 	job, found, err := queuedJob(ctx, b, cluster, name)
+	if err == nil && !found {
+		job, found, err = a.givenUp(ctx, b, cluster, name)
+	}
 	if err != nil {
 		return false, fmt.Errorf("fetch WAL %s: it is in no storage, and whether it is queued cannot be told: %w (unset WALHERD_NATS_URL to go by the storage alone)", name, err)
 	}
@@ -264,6 +268,24 @@ func queuedJob(ctx context.Context, b *bus.Bus, cluster messages.Cluster, name s
 			return job, false, err
 		}
 	}
+}
+
+// givenUp finds a file's newest job among the dead letters whose bytes are kept:
+// PostgreSQL has no other copy.
+func (a *app) givenUp(ctx context.Context, b *bus.Bus, cluster messages.Cluster, name string) (job messages.ArchiveJob, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, queueRead)
+	defer cancel()
+	letters, err := deadletter.List(ctx, b, cluster)
+	if errors.Is(err, bus.ErrDenied) {
+		a.log.Warn("cannot look for WAL among the dead letters", telemetry.KeySegment, name, telemetry.KeyError, err)
+		return job, false, nil
+	}
+	for _, l := range letters {
+		if j, ok := l.Archive(); ok && j.Name == name {
+			job, found = j, true
+		}
+	}
+	return job, found, err
 }
 
 // prefetchStore is where WAL for a destination is prefetched to.
