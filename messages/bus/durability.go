@@ -24,9 +24,14 @@ type Durability struct {
 	MaxAge time.Duration
 	// AsyncPersist: the broker acknowledges before it has written.
 	AsyncPersist bool
-	// Servers that hold the stream now, by name.
-	Servers []string
+	// Servers that hold the stream and are there, by name: those that can be
+	// among the majority which acknowledges. Down are the others.
+	Servers, Down []string
 }
+
+// downAfter is after how long without a word from it a server is down. They
+// speak every second; the broker itself takes a minute to call it offline.
+const downAfter = 5 * time.Second
 
 // Durability describes a stream; ok is false if it does not exist.
 func (b *Bus) Durability(ctx context.Context, stream string) (d Durability, ok bool, err error) {
@@ -53,6 +58,11 @@ func (b *Bus) Durability(ctx context.Context, stream string) (d Durability, ok b
 			d.Servers = append(d.Servers, info.Cluster.Leader)
 		}
 		for _, p := range info.Cluster.Replicas {
+			// A leader that has not heard from a server says nothing of the time.
+			if p.Offline || p.Active > downAfter || p.Active == 0 && !p.Current {
+				d.Down = append(d.Down, p.Name)
+				continue
+			}
 			d.Servers = append(d.Servers, p.Name)
 		}
 	}
@@ -68,6 +78,9 @@ type ServerSync struct {
 	Version string
 	// SyncAlways: it syncs every write to disk before it acknowledges.
 	SyncAlways bool
+	// Off: it keeps no streams. A server whose disk fails ends so, and takes
+	// part in no acknowledgement until it is started anew.
+	Off bool
 }
 
 // SyncSubject is the system request that tells of SyncModes. A server answers
@@ -113,7 +126,8 @@ func (b *Bus) SyncModes(ctx context.Context, names []string, limit time.Duration
 				Ver  string `json:"ver"`
 			} `json:"server"`
 			Data struct {
-				Config struct {
+				Disabled bool `json:"disabled"`
+				Config   struct {
 					SyncAlways bool `json:"sync_always"`
 				} `json:"config"`
 			} `json:"data"`
@@ -122,7 +136,7 @@ func (b *Bus) SyncModes(ctx context.Context, names []string, limit time.Duration
 			return out, fmt.Errorf("request %s: unreadable answer: %w", SyncSubject, err)
 		}
 		delete(missing, answer.Server.Name)
-		out = append(out, ServerSync{Name: answer.Server.Name, Version: answer.Server.Ver, SyncAlways: answer.Data.Config.SyncAlways})
+		out = append(out, ServerSync{Name: answer.Server.Name, Version: answer.Server.Ver, SyncAlways: answer.Data.Config.SyncAlways, Off: answer.Data.Disabled})
 	}
 	return out, nil
 }

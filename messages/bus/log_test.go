@@ -201,7 +201,7 @@ func TestSyncModes(t *testing.T) {
 	}
 	// As the servers answer where it may.
 	for _, answer := range []string{
-		`{"server":{"name":"c","ver":"2.15.2"},"data":{"config":{}}}`,
+		`{"server":{"name":"c","ver":"2.15.2"},"data":{"disabled":true,"config":{}}}`,
 		`{"server":{"name":"a","ver":"2.15.2"},"data":{"config":{"sync_always":true}}}`,
 	} {
 		stop, err := b.Listen(t.Context(), bus.SyncSubject, func(m bus.Incoming) { _ = m.Respond([]byte(answer)) })
@@ -212,7 +212,7 @@ func TestSyncModes(t *testing.T) {
 	}
 	got, err := b.SyncModes(t.Context(), []string{"a", "c"}, time.Minute)
 	slices.SortFunc(got, func(x, y bus.ServerSync) int { return int(x.Name[0]) - int(y.Name[0]) })
-	if want := []bus.ServerSync{{Name: "a", Version: "2.15.2", SyncAlways: true}, {Name: "c", Version: "2.15.2"}}; err != nil || !slices.Equal(got, want) {
+	if want := []bus.ServerSync{{Name: "a", Version: "2.15.2", SyncAlways: true}, {Name: "c", Version: "2.15.2", Off: true}}; err != nil || !slices.Equal(got, want) {
 		t.Fatalf("got %+v, %v", got, err)
 	}
 	// One that does not answer ends with the limit.

@@ -93,6 +93,10 @@ var minServer = [3]int{2, 14, 6}
 // streams that drop or expire messages, and such as acknowledge before they
 // write: each of them loses acknowledged WAL in ordinary operation.
 //
+// A server that is down, or has turned JetStream off because its disk failed, is
+// none that could acknowledge: the others must sync, and be a majority. One node
+// that fails does not end archiving.
+//
 // A stream's settings can change later; the proof holds for the time it is
 // made, so a process makes it when it starts.
 func ProveQueued(ctx context.Context, b Broker, spool *Spool, accept []Risk) (Ack, error) {
@@ -147,6 +151,9 @@ func streamFaults(name string, d bus.Durability, accept []Risk) []string {
 	if d.AsyncPersist {
 		add("acknowledges before it has written (make it anew without persist mode async)")
 	}
+	if len(d.Servers) <= d.Replicas/2 {
+		add("has %d of its %d servers, no majority (down: %s)", len(d.Servers), d.Replicas, strings.Join(d.Down, ", "))
+	}
 	if d.Replicas < minReplicas && !slices.Contains(accept, RiskReplicas) {
 		add("is held by %d of %d servers (make it with WALHERD_REPLICAS=%d, or accept to lose WAL with a disk: WALHERD_WAL_ACK_ACCEPT=%s)", d.Replicas, minReplicas, minReplicas, RiskReplicas)
 	}
@@ -170,16 +177,22 @@ func syncFault(ctx context.Context, b Broker, servers map[string]bool) (string, 
 		said[s.Name] = s
 	}
 	var faults []string
+	off := 0
 	for name := range servers {
 		s, ok := said[name]
 		switch {
 		case !ok:
 			faults = append(faults, fmt.Sprintf("server %s does not say whether it syncs every write", name))
+		case s.Off:
+			off++
 		case !s.SyncAlways:
 			faults = append(faults, fmt.Sprintf("server %s does not sync every write (set jetstream { sync_interval: always })", name))
 		case !atLeast(s.Version, minServer):
 			faults = append(faults, fmt.Sprintf("server %s is nats-server %s, which does not sync all it rewrites (%d.%d.%d is the first)", name, s.Version, minServer[0], minServer[1], minServer[2]))
 		}
+	}
+	if len(faults) == 0 && off == len(servers) {
+		faults = append(faults, "JetStream is off on every server")
 	}
 	if len(faults) == 0 {
 		return "", nil

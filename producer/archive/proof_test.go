@@ -73,6 +73,27 @@ func TestProveQueued(t *testing.T) {
 		{name: "not allowed to ask", change: func(p *paper) { p.err = bus.ErrNobody }, accept: []Risk{RiskReplicas}, want: bus.SyncSubject},
 		{name: "not allowed to ask, accepted", change: func(p *paper) { p.err = bus.ErrNobody }, accept: []Risk{RiskSync}},
 		{name: "a server that does not sync", change: func(p *paper) { p.servers[2].SyncAlways = false }, want: "server b does not sync every write"},
+		{name: "a server that is off", change: func(p *paper) { p.servers[2].SyncAlways, p.servers[2].Off = false, true }},
+		{name: "servers that are off", change: func(p *paper) {
+			for i := range p.servers {
+				p.servers[i].Off = true
+			}
+		}, want: "off on every server"},
+		{name: "a server that is down", change: func(p *paper) {
+			for name, d := range p.streams {
+				d.Servers, d.Down = []string{"a", "b"}, []string{"c"}
+				p.streams[name] = d
+			}
+			p.servers = p.servers[:3]
+		}},
+		{name: "a server that is down, and one that does not sync", change: func(p *paper) {
+			for name, d := range p.streams {
+				d.Servers, d.Down = []string{"a", "b"}, []string{"c"}
+				p.streams[name] = d
+			}
+			p.servers[1].SyncAlways = false
+		}, want: "server a does not sync"},
+		{name: "no majority", change: stream(topology.StreamWAL, func(d *bus.Durability) { d.Servers, d.Down = []string{"a"}, []string{"b", "c"} }), accept: all, want: "1 of its 3 servers"},
 		{name: "a silent server", change: func(p *paper) { p.servers = p.servers[:3] }, want: "server c does not say"},
 		{name: "an old server", change: func(p *paper) { p.servers[1].Version = "2.14.5" }, want: "server a is nats-server 2.14.5"},
 		{name: "a server of no version", change: func(p *paper) { p.servers[1].Version = "dev" }, want: "server a is nats-server dev"},

@@ -353,6 +353,15 @@ func (f *natsFleet) leaderKilled(t *testing.T, b *bench) {
 		said = out.String()
 		return err == nil
 	})
+	// Two of three nodes are enough for the queue's word as well.
+	queued := append(f.as("main", "producer"), "WALHERD_WAL_ACK=queued", "WALHERD_SPOOL_DIR="+filepath.Join(pgtest.TempDir(t), "spool"))
+	next := segmentFile(t, b)
+	await(t, "a segment to be queued", func() bool {
+		push, out := (&fleet{bench: b}).producer(t.Context(), queued, "wal-push", next)
+		err := push.Run()
+		said = out.String()
+		return err == nil && strings.Contains(said, "queued: ")
+	})
 	object := filepath.Base(segment) + ".lz4"
 	if !strings.Contains(strings.Join(b.objects(), " "), object) {
 		t.Errorf("there is no %s in the storage, and wal-push said\n%s", object, said)
