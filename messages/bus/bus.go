@@ -34,8 +34,10 @@ type Bus struct {
 	trace propagation.TraceContext
 	// streams keeps handles by name: opening one costs a round trip.
 	streams sync.Map
-	denials denials
-	back    chan struct{}
+	// consumers are handles by consumerName, for the same reason.
+	consumers sync.Map
+	denials   denials
+	back      chan struct{}
 }
 
 // Back yields after the connection was lost and is there again, once for any

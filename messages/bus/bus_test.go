@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/walherd/walherd/messages/broker"
 	"github.com/walherd/walherd/messages/bus"
 	"github.com/walherd/walherd/messages/bustest"
@@ -95,6 +97,47 @@ func TestNextEndsWithItsContext(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("Next outlives its context")
 	}
+}
+
+// TestNextOfAConsumerMadeAnew: one that is gone is told of at once, and one that
+// was made in its place is read from.
+func TestNextOfAConsumerMadeAnew(t *testing.T) {
+	t.Parallel()
+	server := bustest.Broker(t, broker.Options{Listen: "127.0.0.1:0", MaxMemory: 2 << 30})
+	b := bustest.Connect(t, server)
+	cfg := topology.Config{Cluster: "test"}
+	next := func() (*bus.Delivery, error) { return b.Next(t.Context(), topology.StreamWork, "part-test") }
+	take := func() {
+		t.Helper()
+		if _, err := topology.Ensure(t.Context(), b, cfg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Publish(t.Context(), "walherd.work.part.test", nil, []byte("job")); err != nil {
+			t.Fatal(err)
+		}
+		d, err := next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Settle(t.Context(), 5, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take()
+	nc, err := nats.Connect(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, err := nc.Request("$JS.API.CONSUMER.DELETE."+topology.StreamWork+".part-test", nil, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // with its handle, and without one
+		if d, err := next(); err == nil {
+			t.Fatalf("%q came from a consumer that is gone", d.Data())
+		}
+	}
+	take()
 }
 
 func TestConnectToNobody(t *testing.T) {

@@ -126,12 +126,36 @@ func reason(err error) string {
 // when ctx ends, and ErrUnavailable when the broker does not answer; then the
 // caller may try again after a pause.
 func (b *Bus) Next(ctx context.Context, stream, consumer string) (*Delivery, error) {
-	ctx, forget := b.denials.watch(ctx, apiConsumerInfo+stream)
-	defer forget()
-	c, err := b.js.Consumer(ctx, stream, consumer)
+	c, err := b.consumer(ctx, stream, consumer)
 	if err != nil {
-		return nil, fmt.Errorf("open consumer %s of %s: %w", consumer, stream, adminError(ended(ctx, err)))
+		return nil, fmt.Errorf("open consumer %s of %s: %w", consumer, stream, err)
 	}
+	d, err := b.next(ctx, c, stream, consumer)
+	if err != nil {
+		b.consumers.Delete(consumerName{stream, consumer}) // it may be gone: the next look says so
+	}
+	return d, err
+}
+
+// consumerName is a consumer's key in Bus.consumers.
+type consumerName struct{ stream, consumer string }
+
+func (b *Bus) consumer(ctx context.Context, stream, name string) (jetstream.Consumer, error) {
+	key := consumerName{stream, name}
+	if c, ok := b.consumers.Load(key); ok {
+		return c.(jetstream.Consumer), nil
+	}
+	ctx, stop := b.denials.watch(ctx, apiConsumerInfo+stream)
+	defer stop()
+	c, err := b.js.Consumer(ctx, stream, name)
+	if err != nil {
+		return nil, adminError(ended(ctx, err))
+	}
+	b.consumers.Store(key, c)
+	return c, nil
+}
+
+func (b *Bus) next(ctx context.Context, c jetstream.Consumer, stream, consumer string) (*Delivery, error) {
 	ctx, stop := b.denials.watch(ctx, apiConsumerNext+stream)
 	defer stop()
 	for {
