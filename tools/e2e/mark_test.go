@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
+	"github.com/walherd/walherd/messages"
 	"github.com/walherd/walherd/messages/bus"
 )
 
@@ -187,21 +187,18 @@ func TestHousekeepingOverTheQueue(t *testing.T) {
 		t.Errorf("after backup-mark: %v", got)
 	}
 	// It is not answered under the verb of commands that only read.
-	nc, err := nats.Connect(f.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	m, err := nc.Request("walherd.api.default.run", []byte(`{"v":1,"args":["backup-mark","-i","`+names[1]+`"]}`), 30*time.Second)
-	if err != nil || !strings.Contains(fmt.Sprint(m.Header), "not answered over the queue") {
-		t.Errorf("a mark as if it only read: %v %v", m, err)
-	}
-	// Not while something is being deleted, by whoever holds that lease.
 	conn, err := bus.Connect(t.Context(), bus.Options{URL: f.url})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	err = conn.Ask(t.Context(), messages.APISubject("default", "run"), []byte(`{"v":1,"args":["backup-mark","-i","`+names[1]+`"]}`), time.Minute,
+		func(string, []byte) error { return nil })
+	var answer *bus.AnswerError
+	if !errors.As(err, &answer) || !strings.Contains(answer.Text, "not answered over the queue") {
+		t.Errorf("a mark as if it only read: %v", err)
+	}
+	// Not while something is being deleted, by whoever holds that lease.
 	lease, err := conn.Acquire(t.Context(), "default.expire", "somebody", time.Minute)
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ func TestGate(t *testing.T) {
 	go func() { defer close(watched); gate.Run(ctx) }()
 	defer func() { cancel(); <-watched }()
 
-	b := &testBundle{bus: bustest.New(t, topology.Config{}), h: &handler{told: make(chan settled, 100), do: func(context.Context, runner.Job) error { return nil }}}
+	b := &testBundle{bus: bustest.New(t, topology.Config{AckWait: 2 * time.Second}), h: &handler{told: make(chan settled, 100), do: func(context.Context, runner.Job) error { return nil }}}
 	bad := &handler{told: make(chan settled, 100), do: func(context.Context, runner.Job) error {
 		if broken.Load() {
 			return bus.Reject(errNo)
