@@ -168,7 +168,7 @@ func publishError(subject string, err error) error {
 func unavailable(err error) bool {
 	for _, e := range []error{
 		nats.ErrTimeout, nats.ErrNoResponders, nats.ErrConnectionClosed, nats.ErrConnectionReconnecting,
-		nats.ErrDisconnected, nats.ErrNoServers, nats.ErrReconnectBufExceeded, jetstream.ErrNoStreamResponse, jetstream.ErrAsyncPublishTimeout,
+		nats.ErrDisconnected, nats.ErrNoServers, nats.ErrReconnectBufExceeded, jetstream.ErrNoStreamResponse, jetstream.ErrAsyncPublishTimeout, jetstream.ErrNoHeartbeat,
 		context.DeadlineExceeded,
 	} {
 		if errors.Is(err, e) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -123,8 +122,8 @@ func reason(err error) string {
 }
 
 // Next waits for the next message of a durable consumer. It returns an error
-// when ctx ends, and ErrUnavailable when the broker does not answer; then the
-// caller may try again after a pause.
+// when ctx ends, but for a message that came just then, and ErrUnavailable when
+// the broker does not answer; then the caller may try again after a pause.
 func (b *Bus) Next(ctx context.Context, stream, consumer string) (*Delivery, error) {
 	c, err := b.consumer(ctx, stream, consumer)
 	if err != nil {
@@ -158,27 +157,36 @@ func (b *Bus) consumer(ctx context.Context, stream, name string) (jetstream.Cons
 func (b *Bus) next(ctx context.Context, c jetstream.Consumer, stream, consumer string) (*Delivery, error) {
 	ctx, stop := b.denials.watch(ctx, apiConsumerNext+stream)
 	defer stop()
-	for {
-		batch, err := c.Fetch(1, jetstream.FetchContext(ctx))
-		if err != nil {
-			return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(ended(ctx, err)))
-		}
-		for m := range batch.Messages() {
-			d := &Delivery{msg: m, Attempt: 1}
-			if meta, err := m.Metadata(); err == nil {
-				d.Attempt = int(meta.NumDelivered)
-				d.Queued = time.Since(meta.Timestamp)
-			}
-			return d, nil
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
-			return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(err))
+	it, err := c.Messages(jetstream.PullMaxMessages(1), jetstream.StopAfter(1), jetstream.PullHeartbeat(nextHeartbeat))
+	if err != nil {
+		return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(err))
+	}
+	defer it.Stop()
+	m, err := it.Next(jetstream.NextContext(ctx))
+	if err != nil {
+		// A message on its way here would be nobody's until its ack wait ends.
+		it.Drain()
+		if late, none := it.Next(jetstream.NextMaxWait(nextHeartbeat)); none == nil {
+			m, err = late, nil
 		}
 	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, fmt.Errorf("fetch from %s of %s: %w", consumer, stream, adminError(err))
+	}
+	d := &Delivery{msg: m, Attempt: 1}
+	if meta, err := m.Metadata(); err == nil {
+		d.Attempt = int(meta.NumDelivered)
+		d.Queued = time.Since(meta.Timestamp)
+	}
+	return d, nil
 }
+
+// nextHeartbeat is how often the broker is to say that it has no message. After
+// twice as long the consumer has no leader, or is gone.
+const nextHeartbeat = time.Second
 
 // Tail is an ordered reading of one subject of a work-queue stream, by a
 // consumer that exists for this reading alone.
