@@ -243,7 +243,9 @@ func TestOpenPGPLayout(t *testing.T) {
 	private := testdata(t, "pgp-private.asc")
 	gpg := gpgHome(t, private)
 	object := sealed(t, newPGP(t, string(private), ""), noise(3000), 100)
-	if !bytes.HasPrefix(object, []byte("\xc1\xc0\x4c\x03\xc2\x7e\x20\xae\xeb\x82\x7a\x1a\x01")) {
+	// One of 256 encrypted numbers begins with a byte of zeros, which is not written,
+	// so the packet's length is not always 4c.
+	if !bytes.HasPrefix(object, []byte("\xc1\xc0")) || !bytes.HasPrefix(object[3:], []byte("\x03\xc2\x7e\x20\xae\xeb\x82\x7a\x1a\x01")) {
 		t.Fatalf("it begins with % x", object[:16])
 	}
 	listing, err := gpg(object, "--list-packets", "--show-session-key")
